@@ -1,0 +1,251 @@
+"""Every check on what a caller passes, and every error message.
+
+A message names the argument, says what was passed and what was expected, and how to get there where that is short.
+All checks of a call come before anything is written.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fastbn.moments import BackwardSums, Moments
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+FLOAT32 = np.dtype(np.float32)
+FLOAT64 = np.dtype(np.float64)
+DTYPES = (FLOAT32, FLOAT64)
+
+
+def _described(value: object) -> str:
+    """Say in a few words what was passed."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} and shape {value.shape}"
+    text = repr(value)
+    return f"{text} ({type(value).__name__})" if len(text) <= 40 else f"an object of type {type(value).__name__}"
+
+
+def _plain(name: str, value: object, what: str) -> Array:
+    """Return a float32 or float64 array as a plain ndarray."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{name}: expected {what}, got {_described(value)}; make one with numpy.asarray(..., dtype=numpy.float32)"
+        )
+    if isinstance(value, np.ma.MaskedArray | np.matrix):
+        raise TypeError(
+            f"{name}: expected {what}, got a {type(value).__name__}, whose rules fastbn does not follow; "
+            f"pass numpy.asarray({name}) if its plain values are meant"
+        )
+    if value.dtype not in DTYPES:
+        raise TypeError(
+            f"{name}: expected {what} of float32 or float64 in native byte order, got {_described(value)}; "
+            f"convert it with {name}.astype(numpy.float32)"
+        )
+    return value if type(value) is np.ndarray else value.view(np.ndarray)
+
+
+def data(x: object) -> Array:
+    """Check the input of a forward pass."""
+    array = _plain("x", x, "a numpy.ndarray")
+    if array.ndim < 2:
+        raise ValueError(
+            f"x: expected at least 2 dimensions, of which one is the channel axis, got shape {array.shape}; "
+            "a single sample needs a batch axis, x[numpy.newaxis]"
+        )
+    return array
+
+
+def axis(value: object, x: Array) -> int:
+    """Check the channel axis and return it counted from the front."""
+    try:
+        index = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"axis: expected an integer, got {_described(value)}") from None
+    if not -x.ndim <= index < x.ndim:
+        raise ValueError(f"axis: expected an integer from {-x.ndim} to {x.ndim - 1} for x of shape {x.shape}, got {index}")
+    return index % x.ndim
+
+
+def parameter(name: str, value: object, channels: int) -> Array | None:
+    """Check a per-channel input; None stays None."""
+    if value is None:
+        return None
+    array = _plain(name, value, f"None or a numpy.ndarray of shape ({channels},)")
+    if array.shape != (channels,):
+        raise ValueError(f"{name}: expected shape ({channels},), one value a channel, got shape {array.shape}")
+    return array
+
+
+def statistics(mean: object, var: object, channels: int, *, required: bool) -> tuple[Array, Array] | None:
+    """Check running_mean and running_var: both or neither."""
+    if mean is None and var is None:
+        if required:
+            raise ValueError(
+                "running_mean, running_var: expected two arrays for normalisation with running statistics, got None; "
+                "pass training=True to normalise with the batch's own"
+            )
+        return None
+    if mean is None or var is None:
+        given, missing = ("running_var", "running_mean") if mean is None else ("running_mean", "running_var")
+        raise ValueError(f"{missing}: expected an array of shape ({channels},) because {given} is given, got None")
+    checked = parameter("running_mean", mean, channels), parameter("running_var", var, channels)
+    assert checked[0] is not None
+    assert checked[1] is not None
+    return checked[0], checked[1]
+
+
+def writable(name: str, array: Array) -> None:
+    """Check that an array may be written."""
+    if not array.flags.writeable:
+        raise ValueError(f"{name}: expected a writable array, because it is updated in place, got a read-only one")
+
+
+def number(name: str, value: object, expected: str) -> float:
+    """Check that a value is one finite real number and return it as a float."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected {expected}, got {_described(value)}")
+    result = float(value)
+    if not math.isfinite(result):
+        raise ValueError(f"{name}: expected {expected}, got {result}")
+    return result
+
+
+def eps(value: object) -> float:
+    """Check what is added to the variance."""
+    expected = "a number > 0"
+    result = number("eps", value, expected)
+    if result <= 0.0:
+        raise ValueError(f"eps: expected {expected}, got {result}; without it a constant channel divides by zero")
+    return result
+
+
+def momentum(value: object) -> float:
+    """Check the weight of the new value in the running statistics."""
+    expected = "a number from 0 to 1, the weight of the new value"
+    if value is None:
+        raise TypeError(
+            "momentum: expected a number from 0 to 1, got None; the cumulative average needs the number of batches, "
+            "which the layer BatchNorm(momentum=None) counts; in a function pass momentum=1 / batches so far"
+        )
+    result = number("momentum", value, expected)
+    if not 0.0 <= result <= 1.0:
+        raise ValueError(f"momentum: expected {expected}, got {result}")
+    return result
+
+
+def correction(value: object) -> float:
+    """Check what the divisor of a variance is lowered by."""
+    expected = "a number >= 0"
+    result = number("correction", value, expected)
+    if result < 0.0:
+        raise ValueError(f"correction: expected {expected}, got {result}")
+    return result
+
+
+def degrees_of_freedom(count: int, correction: float) -> None:
+    """Check that a variance divided by count - correction exists."""
+    if count <= correction:
+        raise ValueError(
+            f"correction: expected less than the {count} value{'s' * (count != 1)} a channel, got {correction:g}; "
+            "the running variance divides by values - correction, so pass more values or correction=0"
+        )
+
+
+def batch(count: int, x: Array) -> None:
+    """Check that there is something to take statistics of."""
+    if count == 0:
+        raise ValueError(f"x: expected at least one value a channel for batch statistics, got an empty batch {x.shape}")
+
+
+def flag(name: str, value: object) -> bool:
+    """Check a switch."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected True or False, got {_described(value)}")
+    return bool(value)
+
+
+def same_array(a: Array, b: Array) -> bool:
+    """Return whether two arrays are the same memory seen in the same way."""
+    return (
+        a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+        and a.shape == b.shape
+        and a.strides == b.strides
+        and a.dtype == b.dtype
+    )
+
+
+def overlap(a: Array, b: Array) -> bool:
+    """Return whether two arrays share memory; where that is hard to tell, the answer is yes."""
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=1000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def output(out: object, like: Array, aliases: dict[str, Array], others: dict[str, Array | None]) -> Array:
+    """Check `out`: shaped and typed as `like`, writable, each of `aliases` itself or apart from it and all others."""
+    array = _plain("out", out, f"None or a numpy.ndarray of shape {like.shape}")
+    if array.shape != like.shape:
+        raise ValueError(f"out: expected shape {like.shape}, got shape {array.shape}")
+    if array.dtype != like.dtype:
+        raise TypeError(f"out: expected dtype {like.dtype}, got {array.dtype}")
+    writable("out", array)
+    if array.size > 1 and 0 in (stride for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        raise ValueError("out: expected an array with memory for every element, got a broadcast one")
+    for name, other in aliases.items():
+        if overlap(array, other) and not same_array(array, other):
+            raise ValueError(f"out: expected {name} itself or memory apart from it, got an array that overlaps {name}")
+    for name, other in others.items():
+        if other is not None and overlap(array, other):
+            raise ValueError(f"out: expected memory apart from {name}, got an array that overlaps it")
+    return array
+
+
+def updated(running: tuple[Array, Array], others: dict[str, Array | None]) -> None:
+    """Check running statistics that will be updated in place."""
+    mean, var = running
+    writable("running_mean", mean)
+    writable("running_var", var)
+    if overlap(mean, var):
+        raise ValueError("running_mean: expected memory apart from running_var, got arrays that overlap")
+    for name, other in others.items():
+        for own, array in (("running_mean", mean), ("running_var", var)):
+            if other is not None and overlap(array, other):
+                raise ValueError(f"{own}: expected memory apart from {name}, got arrays that overlap")
+
+
+def moments(value: object, channels: int) -> Moments:
+    """Check statistics that are given instead of taken."""
+    if not isinstance(value, Moments):
+        raise TypeError(f"moments: expected None or fastbn.Moments, got {_described(value)}")
+    if value.mean.shape != (channels,):
+        raise ValueError(f"moments: expected {channels} channels, as x has, got {value.mean.shape[0]}")
+    if value.count == 0:
+        raise ValueError("moments: expected moments of at least one value, got count 0")
+    return value
+
+
+def sums(value: object, channels: int) -> BackwardSums:
+    """Check backward sums that are given instead of taken."""
+    if not isinstance(value, BackwardSums):
+        raise TypeError(f"sums: expected None or fastbn.BackwardSums, got {_described(value)}")
+    if value.sum_dy.shape != (channels,):
+        raise ValueError(f"sums: expected {channels} channels, as dy has, got {value.sum_dy.shape[0]}")
+    return value
+
+
+def gradient(dy: object, x: Array) -> Array:
+    """Check the gradient that comes in."""
+    array = _plain("dy", dy, f"a numpy.ndarray of shape {x.shape}")
+    if array.shape != x.shape:
+        raise ValueError(f"dy: expected the shape of x and y, {x.shape}, got shape {array.shape}")
+    if array.dtype != x.dtype:
+        raise TypeError(f"dy: expected the dtype of x and y, {x.dtype}, got {array.dtype}")
+    return array

@@ -1,0 +1,7 @@
+"""The Numba kernels of fastbn: arrays in, arrays out.
+
+`cpu` and `cuda` hold the same functions under the same names; `formulas` holds the scalar arithmetic that both
+share; `jit` is the only file that touches Numba's decorators. Nothing here checks an argument: `fastbn` does, before
+it launches. Importing this package imports Numba, which takes a good part of a second; `fastbn` therefore imports it
+at the first call and not before.
+"""

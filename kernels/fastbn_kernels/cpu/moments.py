@@ -1,0 +1,183 @@
+"""Mean and sum of squared deviations a channel.
+
+A tile is summed in one sweep as (x - k) and (x - k)^2 in float64, where the shift k is one of its own values: no
+value is further from the mean than the square root of the tile's m2, so at most log2(1 + count) = 13 of the 53 bits
+can cancel, at any mean. Tiles are merged by Chan's formula. Means travel as offsets from the channel's first value,
+which keeps the digits that a float64 mean of 1e6 standard deviations would drop.
+
+Two families: channels apart, x (N, C, S) with S values of a channel side by side; channels adjacent, x (R, C).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastbn_kernels.cpu.tiles import ROWS, block_bounds, block_tasks, tile_bounds, tile_count
+from fastbn_kernels.formulas import finite_or_zero, group, merge, split_mean
+from fastbn_kernels.jit import FLOAT64, Array, kernel, prange, read, reduction, scalar
+
+# ---------------------------------------------------------------- channels apart
+
+
+@reduction
+def run_sums(x: Array, k: float) -> tuple[float, float]:
+    """Return the sums of (x - k) and (x - k)^2 over a 1-D run."""
+    total = 0.0
+    squares = 0.0
+    for i in range(x.size):
+        d = np.float64(x[i]) - k
+        total += d
+        squares += d * d
+    return total, squares
+
+
+@scalar
+def channel_origin(x: Array, c: int) -> float:
+    """Return what the offsets of channel c are measured from: its first value, if that is finite."""
+    return finite_or_zero(np.float64(x[0, c, 0]))
+
+
+@scalar
+def tile_moments(x: Array, c: int, tile: int) -> tuple[float, float, float]:
+    """Return (count, mean - origin, m2) of one tile of channel c."""
+    n0, n1, s0, s1 = tile_bounds(tile, x.shape[0], x.shape[2])
+    k = finite_or_zero(np.float64(x[n0, c, s0]))
+    total = 0.0
+    squares = 0.0
+    for n in range(n0, n1):
+        t, q = run_sums(x[n, c, s0:s1], k)
+        total += t
+        squares += q
+    count = np.float64((n1 - n0) * (s1 - s0))
+    offset, m2 = group(count, k - channel_origin(x, c), total, squares)
+    return count, offset, m2
+
+
+@scalar
+def channel_moments(x: Array, c: int) -> tuple[float, float, float]:
+    """Return (mean, low, m2) of channel c, tile after tile."""
+    count = 0.0
+    offset = 0.0
+    m2 = 0.0
+    for tile in range(tile_count(x.shape[0], x.shape[2])):
+        tile_n, tile_offset, tile_m2 = tile_moments(x, c, tile)
+        offset, m2 = merge(count, offset, m2, tile_n, tile_offset, tile_m2)
+        count += tile_n
+    mean, low = split_mean(channel_origin(x, c), offset)
+    return mean, low, m2
+
+
+@kernel(read(3), FLOAT64.write, FLOAT64.write, FLOAT64.write)
+def moments_apart(x: Array, mean: Array, low: Array, m2: Array) -> None:
+    """Fill mean, low and m2 of every channel, tiles spread over the threads.
+
+    x (N, C, S) in; mean, low, m2 (C,) out.
+    """
+    N, C, S = x.shape
+    tiles = tile_count(N, S)
+    slots = np.empty((C * tiles, 3))
+    for task in prange(C * tiles):
+        slots[task, 0], slots[task, 1], slots[task, 2] = tile_moments(x, task // tiles, task % tiles)
+    for c in range(C):
+        count = 0.0
+        offset = 0.0
+        squares = 0.0
+        for task in range(c * tiles, (c + 1) * tiles):
+            offset, squares = merge(count, offset, squares, slots[task, 0], slots[task, 1], slots[task, 2])
+            count += slots[task, 0]
+        mean[c], low[c] = split_mean(channel_origin(x, c), offset)
+        m2[c] = squares
+
+
+# ---------------------------------------------------------------- channels adjacent
+
+
+@reduction
+def row_sums(x: Array, k: Array, total: Array, squares: Array) -> None:
+    """Add the sums of (x - k) and (x - k)^2 over one row (C,) to its channels."""
+    for c in range(k.size):
+        d = np.float64(x[c]) - k[c]
+        total[c] += d
+        squares[c] += d * d
+
+
+@reduction
+def rows_sums(
+    x0: Array, x1: Array, x2: Array, x3: Array, x4: Array, x5: Array, x6: Array, x7: Array,
+    k: Array, total: Array, squares: Array,
+) -> None:  # fmt: skip
+    """Add the sums of (x - k) and (x - k)^2 over ROWS rows (C,) to their channels."""
+    for c in range(k.size):
+        kc = k[c]
+        d0 = np.float64(x0[c]) - kc
+        d1 = np.float64(x1[c]) - kc
+        d2 = np.float64(x2[c]) - kc
+        d3 = np.float64(x3[c]) - kc
+        d4 = np.float64(x4[c]) - kc
+        d5 = np.float64(x5[c]) - kc
+        d6 = np.float64(x6[c]) - kc
+        d7 = np.float64(x7[c]) - kc
+        total[c] += ((d0 + d1) + (d2 + d3)) + ((d4 + d5) + (d6 + d7))
+        squares[c] += ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7))
+
+
+@scalar
+def block_moments(x: Array, task: int, shifts: Array, offsets: Array, squares: Array) -> None:
+    """Fill this tile's part of offsets (from row 0) and squares, (blocks, C); shifts is workspace of that shape."""
+    block, r0, r1, c0, c1 = block_bounds(task, x.shape[0], x.shape[1])
+    k = shifts[block, c0:c1]
+    offset = offsets[block, c0:c1]
+    m2 = squares[block, c0:c1]
+    for c in range(c1 - c0):
+        k[c] = finite_or_zero(np.float64(x[r0, c0 + c]))
+        offset[c] = 0.0
+        m2[c] = 0.0
+    r = r0
+    while r + ROWS <= r1:
+        rows_sums(
+            x[r, c0:c1], x[r + 1, c0:c1], x[r + 2, c0:c1], x[r + 3, c0:c1],
+            x[r + 4, c0:c1], x[r + 5, c0:c1], x[r + 6, c0:c1], x[r + 7, c0:c1],
+            k, offset, m2,
+        )  # fmt: skip
+        r += ROWS
+    while r < r1:
+        row_sums(x[r, c0:c1], k, offset, m2)
+        r += 1
+    count = np.float64(r1 - r0)
+    for c in range(c1 - c0):
+        origin = finite_or_zero(np.float64(x[0, c0 + c]))
+        offset[c], m2[c] = group(count, k[c] - origin, offset[c], m2[c])
+
+
+@scalar
+def merge_blocks(x: Array, c: int, offsets: Array, squares: Array) -> tuple[float, float, float]:
+    """Return (mean, low, m2) of channel c from the offsets and squares (blocks, C) of its blocks of rows."""
+    count = 0.0
+    offset = 0.0
+    m2 = 0.0
+    R, C = x.shape
+    _, tasks = block_tasks(R, C)
+    columns = tasks // offsets.shape[0]
+    for block in range(offsets.shape[0]):
+        _, r0, r1, _, _ = block_bounds(block * columns, R, C)
+        rows = np.float64(r1 - r0)
+        offset, m2 = merge(count, offset, m2, rows, offsets[block, c], squares[block, c])
+        count += rows
+    mean, low = split_mean(finite_or_zero(np.float64(x[0, c])), offset)
+    return mean, low, m2
+
+
+@kernel(read(2), FLOAT64.write, FLOAT64.write, FLOAT64.write)
+def moments_adjacent(x: Array, mean: Array, low: Array, m2: Array) -> None:
+    """Fill mean, low and m2 of every channel, tiles spread over the threads.
+
+    x (R, C) in; mean, low, m2 (C,) out.
+    """
+    blocks, tasks = block_tasks(x.shape[0], x.shape[1])
+    offsets = np.empty((blocks, x.shape[1]))
+    squares = np.empty_like(offsets)
+    shifts = np.empty_like(offsets)
+    for task in prange(tasks):
+        block_moments(x, task, shifts, offsets, squares)
+    for c in range(x.shape[1]):
+        mean[c], low[c], m2[c] = merge_blocks(x, c, offsets, squares)
