@@ -20,7 +20,11 @@ class Layout(NamedTuple):
 
     order: tuple[int, ...]  # the axes, slowest first
     shape: tuple[int, int, int]  # (N, C, S)
-    contiguous: bool  # whether the array in that order is C-contiguous, hence a view
+    contiguous: bool  # whether the array in that order is C-contiguous, hence can be viewed
+
+    def fits(self, other: Layout) -> bool:
+        """Return whether arrays of one shape in these layouts can go through a kernel together."""
+        return self.contiguous and other.contiguous and self.order == other.order
 
 
 @functools.lru_cache(maxsize=4096)
@@ -53,20 +57,40 @@ def view(array: Array, layout: Layout) -> Array:
     return array.transpose(layout.order).reshape(layout.shape)
 
 
-def conform(array: Array, axis: int, layout: Layout, template: Array, scratch: Array | None = None) -> Array:
-    """Return an array as (N, C, S) in `layout`: a view if it is stored that way, else a copy.
-
-    `template` is an array stored in that layout. The copy goes into `scratch`, stored in that layout too, if given.
-    """
-    own = of(array, axis)
-    if own.contiguous and own.order == layout.order:
-        return view(array, own)
-    if scratch is None:
-        scratch = np.empty_like(template, subok=False)
-    np.copyto(scratch, array)
-    return view(scratch, of(scratch, axis))
-
-
 def empty(like: Array) -> Array:
     """Return a new array in the memory order of `like`, contiguous even where `like` is not."""
     return np.empty_like(like, order="K", subok=False)
+
+
+def conform(array: Array, axis: int, scratch: Array) -> Array:
+    """Return an array as (N, C, S) in the layout of `scratch`: a view if it is stored so, else a copy in `scratch`."""
+    own, target = of(array, axis), of(scratch, axis)
+    if own.fits(target):
+        return view(array, own)
+    np.copyto(scratch, array)
+    return view(scratch, target)
+
+
+def for_forward(x: Array, y: Array, axis: int) -> tuple[Array, Array, Array | None]:
+    """Return x and y as (N, C, S) in one layout, and a buffer to copy to y afterwards, if there must be one.
+
+    An x that cannot be viewed is copied into y and normalised there.
+    """
+    own, target = of(x, axis), of(y, axis)
+    if own.fits(target) or (target.contiguous and not own.contiguous):
+        return conform(x, axis, y), view(y, target), None
+    buffer = empty(x)
+    return conform(x, axis, buffer), view(buffer, of(buffer, axis)), buffer
+
+
+def for_backward(dy: Array, x: Array, axis: int) -> tuple[Array, Array, Array]:
+    """Return dy and x as (N, C, S) in one layout, and an array that is stored in it."""
+    template = next((array for array in (x, dy) if of(array, axis).contiguous), None)
+    if template is None:
+        template = x = np.array(x, order="K")
+    layout = of(template, axis)
+    views = [
+        view(array, layout) if of(array, axis).fits(layout) else conform(array, axis, empty(template))
+        for array in (dy, x)
+    ]
+    return views[0], views[1], template

@@ -21,7 +21,7 @@ def _channels(owner: str, name: str, value: ArrayLike) -> Statistic:
         raise TypeError(
             f"{owner}: expected {name} to be real numbers of shape (C,), got {array.dtype} of shape {array.shape}"
         )
-    return array.astype(np.float64, copy=False)
+    return np.require(array, np.float64, ("C", "A"))
 
 
 def _count(owner: str, value: Any) -> int:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from fastbn.moments import BackwardSums, Moments
+from fastbn.results import Context
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -62,10 +64,7 @@ def data(x: object) -> Array:
 
 def axis(value: object, x: Array) -> int:
     """Check the channel axis and return it counted from the front."""
-    try:
-        index = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"axis: expected an integer, got {_described(value)}") from None
+    index = integer("axis", value)
     if not -x.ndim <= index < x.ndim:
         raise ValueError(f"axis: expected an integer from {-x.ndim} to {x.ndim - 1} for x of shape {x.shape}, got {index}")
     return index % x.ndim
@@ -100,9 +99,14 @@ def statistics(mean: object, var: object, channels: int, *, required: bool) -> t
 
 
 def writable(name: str, array: Array) -> None:
-    """Check that an array may be written."""
+    """Check that an array may be written and has memory of its own for every element."""
     if not array.flags.writeable:
-        raise ValueError(f"{name}: expected a writable array, because it is updated in place, got a read-only one")
+        raise ValueError(f"{name}: expected a writable array, because it is written in place, got a read-only one")
+    extent = 0
+    for stride, n in sorted((abs(stride), n) for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride <= extent:
+            raise ValueError(f"{name}: expected memory for every element, got overlapping strides {array.strides}")
+        extent += stride * (n - 1)
 
 
 def number(name: str, value: object, expected: str) -> float:
@@ -197,8 +201,6 @@ def output(out: object, like: Array, aliases: dict[str, Array], others: dict[str
     if array.dtype != like.dtype:
         raise TypeError(f"out: expected dtype {like.dtype}, got {array.dtype}")
     writable("out", array)
-    if array.size > 1 and 0 in (stride for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
-        raise ValueError("out: expected an array with memory for every element, got a broadcast one")
     for name, other in aliases.items():
         if overlap(array, other) and not same_array(array, other):
             raise ValueError(f"out: expected {name} itself or memory apart from it, got an array that overlaps {name}")
@@ -221,24 +223,52 @@ def updated(running: tuple[Array, Array], others: dict[str, Array | None]) -> No
                 raise ValueError(f"{own}: expected memory apart from {name}, got arrays that overlap")
 
 
-def moments(value: object, channels: int) -> Moments:
+def moments(value: object, channels: int, training: bool) -> Moments:
     """Check statistics that are given instead of taken."""
     if not isinstance(value, Moments):
         raise TypeError(f"moments: expected None or fastbn.Moments, got {_described(value)}")
+    if not training:
+        raise ValueError("moments: expected None with training=False, which normalises with running_mean, running_var")
     if value.mean.shape != (channels,):
-        raise ValueError(f"moments: expected {channels} channels, as x has, got {value.mean.shape[0]}")
+        raise ValueError(f"moments: expected {channels} channels, as x has, got {value.mean.size}")
     if value.count == 0:
         raise ValueError("moments: expected moments of at least one value, got count 0")
     return value
 
 
-def sums(value: object, channels: int) -> BackwardSums:
+def context(value: object) -> Array:
+    """Check what a forward pass left and return its x."""
+    if not isinstance(value, Context):
+        raise TypeError(f"ctx: expected the fastbn.Context that batch_norm returned with y, got {_described(value)}")
+    if value.x is None:
+        raise ValueError(
+            "ctx: expected one that still has x, but x was overwritten (out=x); "
+            "give the forward pass another out, or none, to go back through it"
+        )
+    return value.x
+
+
+def sums(value: object, ctx: Context) -> BackwardSums:
     """Check backward sums that are given instead of taken."""
     if not isinstance(value, BackwardSums):
         raise TypeError(f"sums: expected None or fastbn.BackwardSums, got {_described(value)}")
-    if value.sum_dy.shape != (channels,):
-        raise ValueError(f"sums: expected {channels} channels, as dy has, got {value.sum_dy.shape[0]}")
+    if value.sum_dy.shape != ctx.mean.shape:
+        raise ValueError(f"sums: expected {ctx.mean.size} channels, as x has, got {value.sum_dy.size}")
+    if ctx.moments is not None and value.count != ctx.moments.count:
+        raise ValueError(
+            f"sums: expected sums over the {ctx.moments.count} values a channel that the moments were taken of, "
+            f"got sums over {value.count}; merge the backward_sums of all parts"
+        )
     return value
+
+
+def own_statistics(ctx: Context) -> None:
+    """Check that the statistics were those of this x, so that its sums suffice."""
+    if ctx.moments is not None and ctx.moments.count != ctx.count:
+        raise ValueError(
+            f"sums: expected the merged backward_sums of all parts, because the forward pass used moments of "
+            f"{ctx.moments.count} values a channel and x has {ctx.count}, got None"
+        )
 
 
 def gradient(dy: object, x: Array) -> Array:
@@ -249,3 +279,62 @@ def gradient(dy: object, x: Array) -> Array:
     if array.dtype != x.dtype:
         raise TypeError(f"dy: expected the dtype of x and y, {x.dtype}, got {array.dtype}")
     return array
+
+
+def integer(name: str, value: object) -> int:
+    """Check that a value is an integer."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {_described(value)}") from None
+
+
+def features(value: object) -> int:
+    """Check the number of channels of a layer."""
+    result = integer("num_features", value)
+    if result < 1:
+        raise ValueError(f"num_features: expected at least 1 channel, got {result}")
+    return result
+
+
+def channels(x: Array, axis: int, expected: int) -> None:
+    """Check that x has a layer's channels."""
+    if x.shape[axis] != expected:
+        raise ValueError(f"x: expected {expected} channels along axis {axis}, got shape {x.shape}")
+
+
+def parameter_dtype(value: object) -> np.dtype[Any]:
+    """Check the dtype of a layer's parameters."""
+    try:
+        dtype = np.dtype(value)  # type: ignore[call-overload]
+    except TypeError:
+        raise TypeError(f"dtype: expected float32 or float64, got {_described(value)}") from None
+    if value is None or dtype not in DTYPES:
+        raise TypeError(f"dtype: expected float32 or float64, got {_described(value)}")
+    return dtype
+
+
+def state(value: object, arrays: dict[str, Array], counted: bool) -> dict[str, Array]:
+    """Check a state dict against a layer's arrays and return its values, cast and not yet stored."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"state: expected a mapping from names to arrays, got {_described(value)}")
+    expected = {*arrays, *(("num_batches_tracked",) if counted else ())}
+    if set(value) != expected:
+        missing, unknown = sorted(expected - set(value)), sorted(map(str, set(value) - expected))
+        raise ValueError(f"state: expected the keys {sorted(expected)}; missing {missing}, unknown {unknown}")
+    new = {}
+    for name, array in arrays.items():
+        given = np.asarray(value[name])
+        if given.dtype.kind != "f":
+            raise TypeError(f"state[{name!r}]: expected real floating numbers, got {_described(given)}")
+        if given.shape != array.shape:
+            raise ValueError(f"state[{name!r}]: expected shape {array.shape}, got shape {given.shape}")
+        new[name] = given.astype(array.dtype)
+    if counted:
+        count = np.asarray(value["num_batches_tracked"])
+        if count.dtype.kind not in "iu" or count.size != 1:
+            raise TypeError(f"state['num_batches_tracked']: expected one integer, got {_described(count)}")
+        new["num_batches_tracked"] = count.reshape(())
+    return new

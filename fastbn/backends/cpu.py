@@ -1,0 +1,138 @@
+"""Plans and launches on the processor.
+
+Every array of data comes as (N, C, S), contiguous; per-channel arrays come as float64 (C,). A plan is
+
+- the family: channels adjacent if S is 1, else channels apart;
+- serial for small tensors, where waking the threads costs more than they save;
+- whole channels a thread if they keep all threads busy, else tiles of channels over all threads, which reads x once
+  more. Both give the same bits, so the number of threads may decide.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fastbn_kernels import threads
+from fastbn_kernels.cpu import backward as backward_kernels
+from fastbn_kernels.cpu import moments as moments_kernels
+from fastbn_kernels.cpu import normalize as normalize_kernels
+from fastbn_kernels.jit import Kernel
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+# Values from which a parallel kernel is launched. One thread takes about 0.25 ns a value; waking the others takes
+# 2 to 10 us.
+PARALLEL_FROM = 32768
+
+# The share of the threads that whole channels must keep busy.
+BUSY = 0.8
+
+
+def _rows(array: Array) -> Array:
+    """Return (R, C, 1) as (R, C)."""
+    return array.reshape(array.shape[:2])
+
+
+def _adjacent(x: Array) -> bool:
+    return x.shape[2] == 1
+
+
+def _run(kernel: Kernel, x: Array, *arguments: Any) -> None:
+    kernel.get(x.dtype, x.size >= PARALLEL_FROM)(*arguments)
+
+
+def _whole_channels(x: Array) -> bool:
+    """Return whether whole channels keep the threads busy."""
+    channels = x.shape[1]
+    if x.size < PARALLEL_FROM:
+        return True
+    count = threads.count()
+    turns = -(-channels // count)
+    return channels >= BUSY * turns * count
+
+
+def moments(x: Array) -> tuple[Array, Array, Array]:
+    """Return mean, what float64 rounds off it, and m2 of every channel."""
+    mean, low, m2 = np.empty((3, x.shape[1]))
+    if _adjacent(x):
+        _run(moments_kernels.moments_adjacent, x, _rows(x), mean, low, m2)
+    else:
+        _run(moments_kernels.moments_apart, x, x, mean, low, m2)
+    return mean, low, m2
+
+
+def forward(x: Array, weight: Array, bias: Array, eps: float, y: Array) -> tuple[Array, Array, Array]:
+    """Normalise with the batch's own statistics; return mean, m2, invstd."""
+    if not _adjacent(x) and not _whole_channels(x):
+        mean, low, m2 = moments(x)
+        return mean, m2, _normalize(x, mean, low, m2 / (x.shape[0] * x.shape[2]), weight, bias, eps, y)
+    mean, m2, invstd = np.empty((3, x.shape[1]))
+    if _adjacent(x):
+        _run(normalize_kernels.forward_adjacent, x, _rows(x), weight, bias, eps, _rows(y), mean, m2, invstd)
+    else:
+        _run(normalize_kernels.forward_apart, x, x, weight, bias, eps, y, mean, m2, invstd)
+    return mean, m2, invstd
+
+
+def normalize(x: Array, mean: Array, var: Array, weight: Array, bias: Array, eps: float, y: Array) -> Array:
+    """Normalise with given statistics; return invstd."""
+    return _normalize(x, mean, np.zeros_like(mean), var, weight, bias, eps, y)
+
+
+def _normalize(
+    x: Array, mean: Array, low: Array, var: Array, weight: Array, bias: Array, eps: float, y: Array
+) -> Array:
+    scale, shift, invstd = np.empty((3, x.shape[1]))
+    normalize_kernels.fold.get(mean.dtype, False)(low, var, weight, bias, eps, scale, shift, invstd)
+    if _adjacent(x):
+        _run(normalize_kernels.normalize_adjacent, x, _rows(x), mean, scale, shift, _rows(y))
+    else:
+        _run(normalize_kernels.normalize_apart, x, x, mean, scale, shift, y)
+    return invstd
+
+
+def sums(dy: Array, x: Array, mean: Array, invstd: Array) -> tuple[Array, Array]:
+    """Return the sums of dy and of dy * xhat of every channel."""
+    sum_dy, sum_dy_xhat = np.empty((2, x.shape[1]))
+    if _adjacent(x):
+        _run(backward_kernels.sums_adjacent, x, _rows(dy), _rows(x), mean, invstd, sum_dy, sum_dy_xhat)
+    else:
+        _run(backward_kernels.sums_apart, x, dy, x, mean, invstd, sum_dy, sum_dy_xhat)
+    return sum_dy, sum_dy_xhat
+
+
+def gradient(
+    dy: Array, x: Array, weight: Array, mean: Array, invstd: Array, given: tuple[Array, Array], count: int,
+    frozen: bool, dx: Array,
+) -> None:  # fmt: skip
+    """Write dx from given sums over `count` values a channel."""
+    if _adjacent(x):
+        _run(
+            backward_kernels.gradient_adjacent, x,
+            _rows(dy), _rows(x), weight, mean, invstd, *given, float(count), frozen, _rows(dx),
+        )  # fmt: skip
+    else:
+        _run(
+            backward_kernels.gradient_apart, x, dy, x, weight, mean, invstd, *given, float(count), frozen, dx
+        )
+
+
+def backward(
+    dy: Array, x: Array, weight: Array, mean: Array, invstd: Array, frozen: bool, dx: Array
+) -> tuple[Array, Array]:
+    """Write dx; return the sums of dy and of dy * xhat of every channel."""
+    if not _adjacent(x) and not _whole_channels(x):
+        given = sums(dy, x, mean, invstd)
+        gradient(dy, x, weight, mean, invstd, given, x.shape[0] * x.shape[2], frozen, dx)
+        return given
+    sum_dy, sum_dy_xhat = np.empty((2, x.shape[1]))
+    if _adjacent(x):
+        _run(
+            backward_kernels.backward_adjacent, x,
+            _rows(dy), _rows(x), weight, mean, invstd, frozen, _rows(dx), sum_dy, sum_dy_xhat,
+        )  # fmt: skip
+    else:
+        _run(backward_kernels.backward_apart, x, dy, x, weight, mean, invstd, frozen, dx, sum_dy, sum_dy_xhat)
+    return sum_dy, sum_dy_xhat

@@ -1,0 +1,233 @@
+"""The layer: parameters, running statistics, training and inference, a state that PyTorch's checkpoints fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fastbn import functional, validate
+from fastbn.results import Context
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+class BatchNorm:
+    """Batch normalization with a weight, a bias and running statistics.
+
+    In training, ``layer(x)`` normalises with the statistics of x and moves the running statistics towards them; in
+    inference it normalises with the running statistics. ``layer.backward(dy)`` returns dx and sets `dweight` and
+    `dbias`, which an optimiser subtracts from `weight` and `bias` in place.
+
+    Parameters
+    ----------
+    num_features : int
+        Channels, C.
+    axis : int, default 1
+        The channel axis of x.
+    eps : float, default 1e-5
+        Added to the variance; > 0.
+    momentum : float or None, default 0.1
+        The weight of the new value in the running statistics; None averages over all batches so far.
+    correction : float, default 1
+        The batch variance that enters `running_var` is divided by ``count - correction``.
+    affine : bool, default True
+        Whether there are a weight and a bias.
+    track_running_stats : bool, default True
+        Whether there are running statistics; without them, inference too uses the batch's own.
+    dtype : float32 or float64, default float32
+        Of the parameters and running statistics.
+
+    Attributes
+    ----------
+    weight, bias : array of `dtype`, shape (C,), or None
+        Ones and zeros at first.
+    running_mean, running_var : array of `dtype`, shape (C,), or None
+        Zeros and ones at first.
+    num_batches_tracked : int
+        Batches that entered the running statistics.
+    training : bool
+        Changed by `train` and `eval`.
+    dweight, dbias : array of `dtype`, shape (C,), or None
+        Set (not accumulated) by `backward`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> layer = fastbn.BatchNorm(4)
+    >>> x = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    >>> y = layer(x)
+    >>> dx = layer.backward(np.ones_like(y))
+    >>> layer.weight -= 0.1 * layer.dweight
+    >>> layer.eval()(x).shape
+    (16, 4)
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        axis: int = 1,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        correction: float = 1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        dtype: Any = np.float32,
+    ) -> None:
+        self.num_features = validate.features(num_features)
+        self.axis = validate.integer("axis", axis)
+        self.eps = validate.eps(eps)
+        self.momentum = None if momentum is None else validate.momentum(momentum)
+        self.correction = validate.correction(correction)
+        self.affine = validate.flag("affine", affine)
+        self.track_running_stats = validate.flag("track_running_stats", track_running_stats)
+        self.dtype = validate.parameter_dtype(dtype)
+        self.training = True
+        self.weight: Array | None = np.ones(num_features, self.dtype) if affine else None
+        self.bias: Array | None = np.zeros(num_features, self.dtype) if affine else None
+        self.running_mean: Array | None = np.zeros(num_features, self.dtype) if track_running_stats else None
+        self.running_var: Array | None = np.ones(num_features, self.dtype) if track_running_stats else None
+        self.num_batches_tracked = 0
+        self.dweight: Array | None = None
+        self.dbias: Array | None = None
+        self._ctx: Context | None = None
+
+    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+        """Normalise x.
+
+        Parameters
+        ----------
+        x : array of float32 or float64
+            With `num_features` channels along `axis`.
+        out : array, optional
+            Where y goes; x itself only if there is no backward pass.
+
+        Returns
+        -------
+        y : array
+            Shape, dtype and memory order of x; `out` if that was given.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `batch_norm`; nothing is written then, and no batch is counted.
+        """
+        x = validate.data(x)
+        validate.channels(x, validate.axis(self.axis, x), self.num_features)
+        tracking = self.training and self.track_running_stats
+        momentum = 1.0 / (self.num_batches_tracked + 1) if self.momentum is None else self.momentum
+        y, self._ctx = functional.batch_norm(
+            x,
+            self.weight,
+            self.bias,
+            running_mean=self.running_mean,
+            running_var=self.running_var,
+            training=self.training or not self.track_running_stats,
+            momentum=momentum,
+            correction=self.correction,
+            eps=self.eps,
+            axis=self.axis,
+            out=out,
+        )
+        self.num_batches_tracked += tracking
+        return y
+
+    def backward(self, dy: Array, *, out: Array | None = None) -> Array:
+        """Return the gradient by x of the last call, and set `dweight` and `dbias`.
+
+        Parameters
+        ----------
+        dy : array, shape and dtype of x
+            The gradient of the loss by y.
+        out : array, optional
+            Where dx goes; may be dy.
+
+        Returns
+        -------
+        dx : array
+            Shape and dtype of x; `out` if that was given.
+
+        Raises
+        ------
+        RuntimeError
+            If the layer has not been called.
+        TypeError, ValueError
+            As `batch_norm_backward`.
+        """
+        if self._ctx is None:
+            raise RuntimeError("backward: expected a call of the layer before it, there was none")
+        grads = functional.batch_norm_backward(dy, self._ctx, out=out)
+        self.dweight, self.dbias = grads.dweight, grads.dbias
+        return grads.dx
+
+    def train(self, mode: bool = True) -> BatchNorm:
+        """Normalise with the batch's statistics from now on (with ``mode=False``, as `eval`); return the layer."""
+        self.training = validate.flag("mode", mode)
+        return self
+
+    def eval(self) -> BatchNorm:
+        """Normalise with the running statistics from now on; return the layer."""
+        return self.train(False)
+
+    def _arrays(self) -> dict[str, Array]:
+        arrays = {
+            "weight": self.weight,
+            "bias": self.bias,
+            "running_mean": self.running_mean,
+            "running_var": self.running_var,
+        }
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of the parameters and statistics under PyTorch's keys.
+
+        Returns
+        -------
+        dict
+            `weight`, `bias`, `running_mean`, `running_var` and `num_batches_tracked` (int64, no axes), as far as the
+            layer has them.
+        """
+        state = {name: array.copy() for name, array in self._arrays().items()}
+        if self.track_running_stats:
+            state["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take parameters and statistics from a state dict, PyTorch's or this layer's.
+
+        The arrays of the layer keep their identity and dtype and get new values. Either the whole state fits and is
+        taken, or nothing changes.
+
+        Parameters
+        ----------
+        state : mapping
+            The keys of `state_dict`; values are arrays or what `numpy.asarray` takes, such as a PyTorch tensor on the
+            CPU.
+
+        Raises
+        ------
+        ValueError
+            If keys are missing or unknown, or a shape does not fit.
+        TypeError
+            If a value is not of a real floating type, or the count not an integer.
+        """
+        arrays = self._arrays()
+        new = validate.state(state, arrays, self.track_running_stats)
+        for name, array in arrays.items():
+            array[...] = new[name]
+        if self.track_running_stats:
+            self.num_batches_tracked = int(new["num_batches_tracked"])
+
+    def __repr__(self) -> str:
+        return (
+            f"BatchNorm({self.num_features}, axis={self.axis}, eps={self.eps:g}, momentum={self.momentum}, "
+            f"correction={self.correction:g}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}, dtype={self.dtype})"
+        )
