@@ -5,11 +5,12 @@ Names and meanings are those of `torch.nn.functional.batch_norm`. The kernels co
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import layout, validate
+from fastbn import layout, memory, validate
 from fastbn.moments import BackwardSums, Moments
 from fastbn.results import Context, Gradients
 
@@ -35,10 +36,7 @@ def _dtype(parameter: Array | None) -> np.dtype[Any] | None:
 
 
 def _values_per_channel(x: Array, axis: int) -> int:
-    count = 1
-    for i, n in enumerate(x.shape):
-        count *= 1 if i == axis else n
-    return count
+    return int(math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :]))
 
 
 def batch_norm(
@@ -135,34 +133,50 @@ def batch_norm(
         out = validate.output(out, x, {"x": x}, others)
 
     y = layout.empty(x) if out is None else out
-    weight64 = _float64(weight, channels, 1.0)
-    bias64 = _float64(bias, channels, 0.0)
-    if not training:
-        assert running is not None
-        mean, var = _float64(running[0], channels, 0.0), _float64(running[1], channels, 1.0)
-    elif moments is not None:
-        mean, var = moments.mean, moments.var()
-    if x.size == 0:
-        if moments is None and training:
-            moments = Moments(count, np.empty(0), np.empty(0))
-            mean, var = moments.mean, moments.m2
-        invstd = 1 / np.sqrt(var + eps)
+    parameters = _float64(weight, channels, 1.0), _float64(bias, channels, 0.0)
+    if training and moments is None and channels > 0:
+        mean, low, m2, invstd = _normalize(x, axis, y, "forward", *parameters, eps)
+        moments = Moments(count, mean, m2)
     else:
-        source, target, buffer = layout.for_forward(x, y, axis)
-        if moments is None and training:
-            mean, m2, invstd = _cpu().forward(source, weight64, bias64, eps, target)
-            moments = Moments(count, mean, m2)
+        if moments is not None:
+            mean, var = moments.mean, moments.var()
+        elif running is not None:
+            mean, var = _float64(running[0], channels, 0.0), _float64(running[1], channels, 1.0)
         else:
-            invstd = _cpu().normalize(source, mean, var, weight64, bias64, eps, target)
-        if buffer is not None:
-            y[...] = buffer
-    if running is not None and moments is not None:
-        _update(running, moments, momentum, correction)
-    gone = out is not None and x.size > 0 and validate.same_array(x, out)
+            mean, var = np.empty(0), np.empty(0)
+        low = np.zeros(channels)
+        invstd = (
+            _normalize(x, axis, y, "normalize", mean, low, var, *parameters, eps) if x.size else 1 / np.sqrt(var + eps)
+        )
+    if training:
+        moments = moments or Moments(count, mean, var)
+        if running is not None:
+            _update(running, moments, momentum, correction)
+    overwritten = out is not None and x.size > 0 and memory.same(x, out)
     ctx = Context(
-        None if gone else x, x.shape, x.dtype, axis, count, mean, invstd, moments, weight64, _dtype(weight), _dtype(bias)
+        x=None if overwritten else x,
+        shape=x.shape,
+        dtype=x.dtype,
+        axis=axis,
+        count=count,
+        mean=mean,
+        low=low,
+        invstd=invstd,
+        moments=moments,
+        weight=parameters[0],
+        weight_dtype=_dtype(weight),
+        bias_dtype=_dtype(bias),
     )
     return y, ctx
+
+
+def _normalize(x: Array, axis: int, y: Array, function: str, *arguments: Any) -> Any:
+    """Call a function of the backend that reads x and writes y, as (N, C, S)."""
+    source, target, buffer = layout.for_forward(x, y, axis)
+    result = getattr(_cpu(), function)(source, *arguments, target)
+    if buffer is not None:
+        y[...] = buffer
+    return result
 
 
 def _update(running: tuple[Array, Array], moments: Moments, momentum: float, correction: float) -> None:
@@ -287,7 +301,7 @@ def backward_sums(dy: Array, ctx: Context) -> BackwardSums:
     if x.size == 0:
         return BackwardSums(ctx.count, np.zeros(ctx.mean.size), np.zeros(ctx.mean.size))
     g, source, _ = layout.for_backward(dy, x, ctx.axis)
-    return BackwardSums(ctx.count, *_cpu().sums(g, source, ctx.mean, ctx.invstd))
+    return BackwardSums(ctx.count, *_cpu().sums(g, source, ctx.mean, ctx.low, ctx.invstd))
 
 
 def batch_norm_backward(
@@ -342,29 +356,28 @@ def batch_norm_backward(
         validate.own_statistics(ctx)
     if out is not None:
         out = validate.output(out, x, {"dy": dy, "x": x}, {})
-    channels = ctx.mean.size
-    over_x = out is not None and validate.same_array(out, x)
+    over_x = out is not None and memory.same(out, x)
     if x.size == 0:
         dx = layout.empty(x) if out is None else out
-        sum_dy, sum_dy_xhat = (np.zeros(channels), np.zeros(channels)) if sums is None else (sums.sum_dy, sums.sum_dy_xhat)
+        sums = sums or BackwardSums(ctx.count, np.zeros(ctx.mean.size), np.zeros(ctx.mean.size))
     else:
         g, source, template = layout.for_backward(dy, x, ctx.axis)
         dx = layout.empty(template) if out is None else out
         fits = layout.of(dx, ctx.axis).fits(layout.of(template, ctx.axis))
         buffer = dx if fits else layout.empty(template)
         target = layout.view(buffer, layout.of(buffer, ctx.axis))
+        statistics = ctx.weight, ctx.mean, ctx.low, ctx.invstd
         if sums is None:
-            sum_dy, sum_dy_xhat = _cpu().backward(g, source, ctx.weight, ctx.mean, ctx.invstd, ctx.frozen, target)
+            sums = BackwardSums(ctx.count, *_cpu().backward(g, source, *statistics, ctx.frozen, target))
         else:
-            sum_dy, sum_dy_xhat = sums.sum_dy, sums.sum_dy_xhat
-            given = (sum_dy, sum_dy_xhat)
-            _cpu().gradient(g, source, ctx.weight, ctx.mean, ctx.invstd, given, sums.count, ctx.frozen, target)
+            given = sums.sum_dy, sums.sum_dy_xhat, sums.count
+            _cpu().gradient(g, source, *statistics, *given, ctx.frozen, target)
         if not fits:
             dx[...] = buffer
         if over_x:
             ctx.x = None
     return Gradients(
         dx,
-        None if ctx.weight_dtype is None else sum_dy_xhat.astype(ctx.weight_dtype),
-        None if ctx.bias_dtype is None else sum_dy.astype(ctx.bias_dtype),
+        None if ctx.weight_dtype is None else sums.sum_dy_xhat.astype(ctx.weight_dtype),
+        None if ctx.bias_dtype is None else sums.sum_dy.astype(ctx.bias_dtype),
     )

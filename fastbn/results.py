@@ -25,8 +25,9 @@ class Context:
         Its channel axis.
     count : int
         Values a channel, in x.
-    mean, invstd : array of float64, shape (C,)
-        What x was normalised with: y = (x - mean) * invstd * weight + bias.
+    mean, low, invstd : array of float64, shape (C,)
+        What x was normalised with: y = (x - (mean + low)) * invstd * weight + bias, where low is what float64 rounds
+        off the mean.
     moments : Moments or None
         The batch statistics that these came from; None if they were running statistics.
     weight : array of float64, shape (C,)
@@ -39,6 +40,7 @@ class Context:
     axis: int
     count: int
     mean: Statistic
+    low: Statistic
     invstd: Statistic
     moments: Moments | None
     weight: Statistic

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastbn import memory
 from fastbn.moments import BackwardSums, Moments
 from fastbn.results import Context
 
@@ -66,7 +67,9 @@ def axis(value: object, x: Array) -> int:
     """Check the channel axis and return it counted from the front."""
     index = integer("axis", value)
     if not -x.ndim <= index < x.ndim:
-        raise ValueError(f"axis: expected an integer from {-x.ndim} to {x.ndim - 1} for x of shape {x.shape}, got {index}")
+        raise ValueError(
+            f"axis: expected an integer from {-x.ndim} to {x.ndim - 1} for x of shape {x.shape}, got {index}"
+        )
     return index % x.ndim
 
 
@@ -102,11 +105,8 @@ def writable(name: str, array: Array) -> None:
     """Check that an array may be written and has memory of its own for every element."""
     if not array.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, because it is written in place, got a read-only one")
-    extent = 0
-    for stride, n in sorted((abs(stride), n) for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
-        if stride <= extent:
-            raise ValueError(f"{name}: expected memory for every element, got overlapping strides {array.strides}")
-        extent += stride * (n - 1)
+    if memory.overlaps_itself(array):
+        raise ValueError(f"{name}: expected memory for every element, got overlapping strides {array.strides}")
 
 
 def number(name: str, value: object, expected: str) -> float:
@@ -173,26 +173,6 @@ def flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def same_array(a: Array, b: Array) -> bool:
-    """Return whether two arrays are the same memory seen in the same way."""
-    return (
-        a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
-        and a.shape == b.shape
-        and a.strides == b.strides
-        and a.dtype == b.dtype
-    )
-
-
-def overlap(a: Array, b: Array) -> bool:
-    """Return whether two arrays share memory; where that is hard to tell, the answer is yes."""
-    if not np.may_share_memory(a, b):
-        return False
-    try:
-        return np.shares_memory(a, b, max_work=1000)
-    except np.exceptions.TooHardError:
-        return True
-
-
 def output(out: object, like: Array, aliases: dict[str, Array], others: dict[str, Array | None]) -> Array:
     """Check `out`: shaped and typed as `like`, writable, each of `aliases` itself or apart from it and all others."""
     array = _plain("out", out, f"None or a numpy.ndarray of shape {like.shape}")
@@ -201,11 +181,11 @@ def output(out: object, like: Array, aliases: dict[str, Array], others: dict[str
     if array.dtype != like.dtype:
         raise TypeError(f"out: expected dtype {like.dtype}, got {array.dtype}")
     writable("out", array)
-    for name, other in aliases.items():
-        if overlap(array, other) and not same_array(array, other):
+    for name, alias in aliases.items():
+        if memory.overlap(array, alias) and not memory.same(array, alias):
             raise ValueError(f"out: expected {name} itself or memory apart from it, got an array that overlaps {name}")
     for name, other in others.items():
-        if other is not None and overlap(array, other):
+        if other is not None and memory.overlap(array, other):
             raise ValueError(f"out: expected memory apart from {name}, got an array that overlaps it")
     return array
 
@@ -215,11 +195,11 @@ def updated(running: tuple[Array, Array], others: dict[str, Array | None]) -> No
     mean, var = running
     writable("running_mean", mean)
     writable("running_var", var)
-    if overlap(mean, var):
+    if memory.overlap(mean, var):
         raise ValueError("running_mean: expected memory apart from running_var, got arrays that overlap")
     for name, other in others.items():
         for own, array in (("running_mean", mean), ("running_var", var)):
-            if other is not None and overlap(array, other):
+            if other is not None and memory.overlap(array, other):
                 raise ValueError(f"{own}: expected memory apart from {name}, got arrays that overlap")
 
 
@@ -308,7 +288,7 @@ def channels(x: Array, axis: int, expected: int) -> None:
 def parameter_dtype(value: object) -> np.dtype[Any]:
     """Check the dtype of a layer's parameters."""
     try:
-        dtype = np.dtype(value)  # type: ignore[call-overload]
+        dtype: np.dtype[Any] = np.dtype(value)  # type: ignore[call-overload]
     except TypeError:
         raise TypeError(f"dtype: expected float32 or float64, got {_described(value)}") from None
     if value is None or dtype not in DTYPES:

@@ -35,8 +35,13 @@ def _rows(array: Array) -> Array:
     return array.reshape(array.shape[:2])
 
 
+def _per_channel(count: int, x: Array) -> list[Array]:
+    """Return that many new float64 arrays (C,)."""
+    return list(np.empty((count, x.shape[1])))
+
+
 def _adjacent(x: Array) -> bool:
-    return x.shape[2] == 1
+    return bool(x.shape[2] == 1)
 
 
 def _run(kernel: Kernel, x: Array, *arguments: Any) -> None:
@@ -45,7 +50,7 @@ def _run(kernel: Kernel, x: Array, *arguments: Any) -> None:
 
 def _whole_channels(x: Array) -> bool:
     """Return whether whole channels keep the threads busy."""
-    channels = x.shape[1]
+    channels: int = x.shape[1]
     if x.size < PARALLEL_FROM:
         return True
     count = threads.count()
@@ -54,8 +59,8 @@ def _whole_channels(x: Array) -> bool:
 
 
 def moments(x: Array) -> tuple[Array, Array, Array]:
-    """Return mean, what float64 rounds off it, and m2 of every channel."""
-    mean, low, m2 = np.empty((3, x.shape[1]))
+    """Return mean, low (what float64 rounds off the mean) and m2 of every channel."""
+    mean, low, m2 = _per_channel(3, x)
     if _adjacent(x):
         _run(moments_kernels.moments_adjacent, x, _rows(x), mean, low, m2)
     else:
@@ -63,28 +68,22 @@ def moments(x: Array) -> tuple[Array, Array, Array]:
     return mean, low, m2
 
 
-def forward(x: Array, weight: Array, bias: Array, eps: float, y: Array) -> tuple[Array, Array, Array]:
-    """Normalise with the batch's own statistics; return mean, m2, invstd."""
+def forward(x: Array, weight: Array, bias: Array, eps: float, y: Array) -> tuple[Array, Array, Array, Array]:
+    """Normalise with the batch's own statistics; return mean, low, m2, invstd."""
     if not _adjacent(x) and not _whole_channels(x):
         mean, low, m2 = moments(x)
-        return mean, m2, _normalize(x, mean, low, m2 / (x.shape[0] * x.shape[2]), weight, bias, eps, y)
-    mean, m2, invstd = np.empty((3, x.shape[1]))
+        return mean, low, m2, normalize(x, mean, low, m2 / (x.shape[0] * x.shape[2]), weight, bias, eps, y)
+    mean, low, m2, invstd = _per_channel(4, x)
     if _adjacent(x):
-        _run(normalize_kernels.forward_adjacent, x, _rows(x), weight, bias, eps, _rows(y), mean, m2, invstd)
+        _run(normalize_kernels.forward_adjacent, x, _rows(x), weight, bias, eps, _rows(y), mean, low, m2, invstd)
     else:
-        _run(normalize_kernels.forward_apart, x, x, weight, bias, eps, y, mean, m2, invstd)
-    return mean, m2, invstd
+        _run(normalize_kernels.forward_apart, x, x, weight, bias, eps, y, mean, low, m2, invstd)
+    return mean, low, m2, invstd
 
 
-def normalize(x: Array, mean: Array, var: Array, weight: Array, bias: Array, eps: float, y: Array) -> Array:
+def normalize(x: Array, mean: Array, low: Array, var: Array, weight: Array, bias: Array, eps: float, y: Array) -> Array:
     """Normalise with given statistics; return invstd."""
-    return _normalize(x, mean, np.zeros_like(mean), var, weight, bias, eps, y)
-
-
-def _normalize(
-    x: Array, mean: Array, low: Array, var: Array, weight: Array, bias: Array, eps: float, y: Array
-) -> Array:
-    scale, shift, invstd = np.empty((3, x.shape[1]))
+    scale, shift, invstd = _per_channel(3, x)
     normalize_kernels.fold.get(mean.dtype, False)(low, var, weight, bias, eps, scale, shift, invstd)
     if _adjacent(x):
         _run(normalize_kernels.normalize_adjacent, x, _rows(x), mean, scale, shift, _rows(y))
@@ -93,46 +92,40 @@ def _normalize(
     return invstd
 
 
-def sums(dy: Array, x: Array, mean: Array, invstd: Array) -> tuple[Array, Array]:
+def sums(dy: Array, x: Array, mean: Array, low: Array, invstd: Array) -> tuple[Array, Array]:
     """Return the sums of dy and of dy * xhat of every channel."""
-    sum_dy, sum_dy_xhat = np.empty((2, x.shape[1]))
+    sum_dy, sum_dy_xhat = _per_channel(2, x)
     if _adjacent(x):
-        _run(backward_kernels.sums_adjacent, x, _rows(dy), _rows(x), mean, invstd, sum_dy, sum_dy_xhat)
+        _run(backward_kernels.sums_adjacent, x, _rows(dy), _rows(x), mean, low, invstd, sum_dy, sum_dy_xhat)
     else:
-        _run(backward_kernels.sums_apart, x, dy, x, mean, invstd, sum_dy, sum_dy_xhat)
+        _run(backward_kernels.sums_apart, x, dy, x, mean, low, invstd, sum_dy, sum_dy_xhat)
     return sum_dy, sum_dy_xhat
 
 
 def gradient(
-    dy: Array, x: Array, weight: Array, mean: Array, invstd: Array, given: tuple[Array, Array], count: int,
-    frozen: bool, dx: Array,
+    dy: Array, x: Array, weight: Array, mean: Array, low: Array, invstd: Array, sum_dy: Array, sum_dy_xhat: Array,
+    count: int, frozen: bool, dx: Array,
 ) -> None:  # fmt: skip
     """Write dx from given sums over `count` values a channel."""
+    statistics = (weight, mean, low, invstd, sum_dy, sum_dy_xhat, float(count), frozen)
     if _adjacent(x):
-        _run(
-            backward_kernels.gradient_adjacent, x,
-            _rows(dy), _rows(x), weight, mean, invstd, *given, float(count), frozen, _rows(dx),
-        )  # fmt: skip
+        _run(backward_kernels.gradient_adjacent, x, _rows(dy), _rows(x), *statistics, _rows(dx))
     else:
-        _run(
-            backward_kernels.gradient_apart, x, dy, x, weight, mean, invstd, *given, float(count), frozen, dx
-        )
+        _run(backward_kernels.gradient_apart, x, dy, x, *statistics, dx)
 
 
 def backward(
-    dy: Array, x: Array, weight: Array, mean: Array, invstd: Array, frozen: bool, dx: Array
+    dy: Array, x: Array, weight: Array, mean: Array, low: Array, invstd: Array, frozen: bool, dx: Array
 ) -> tuple[Array, Array]:
     """Write dx; return the sums of dy and of dy * xhat of every channel."""
     if not _adjacent(x) and not _whole_channels(x):
-        given = sums(dy, x, mean, invstd)
-        gradient(dy, x, weight, mean, invstd, given, x.shape[0] * x.shape[2], frozen, dx)
+        given = sums(dy, x, mean, low, invstd)
+        gradient(dy, x, weight, mean, low, invstd, *given, x.shape[0] * x.shape[2], frozen, dx)
         return given
-    sum_dy, sum_dy_xhat = np.empty((2, x.shape[1]))
+    sum_dy, sum_dy_xhat = _per_channel(2, x)
+    statistics = (weight, mean, low, invstd, frozen)
     if _adjacent(x):
-        _run(
-            backward_kernels.backward_adjacent, x,
-            _rows(dy), _rows(x), weight, mean, invstd, frozen, _rows(dx), sum_dy, sum_dy_xhat,
-        )  # fmt: skip
+        _run(backward_kernels.backward_adjacent, x, _rows(dy), _rows(x), *statistics, _rows(dx), sum_dy, sum_dy_xhat)
     else:
-        _run(backward_kernels.backward_apart, x, dy, x, weight, mean, invstd, frozen, dx, sum_dy, sum_dy_xhat)
+        _run(backward_kernels.backward_apart, x, dy, x, *statistics, dx, sum_dy, sum_dy_xhat)
     return sum_dy, sum_dy_xhat

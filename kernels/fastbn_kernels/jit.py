@@ -25,14 +25,27 @@ from numba import config, njit, prange, types
 
 from fastbn_kernels import cache, threads
 
-__all__ = ["FLOAT64", "Array", "Kernel", "elementwise", "kernel", "prange", "read", "reduction", "scalar", "write"]
+__all__ = [
+    "Array",
+    "Kernel",
+    "ReadC",
+    "ReadNCS",
+    "ReadRC",
+    "WriteC",
+    "WriteNCS",
+    "WriteRC",
+    "elementwise",
+    "kernel",
+    "prange",
+    "reduction",
+    "scalar",
+]
 
 log = logging.getLogger("fastbn")
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 NumbaType: TypeAlias = Any
-Argument: TypeAlias = Callable[[NumbaType], NumbaType]
 
 # Never True: that would let LLVM assume that there are no NaN and no infinity, which must stay in their channel.
 REDUCTION_MATH = {"reassoc", "contract", "arcp", "nsz"}
@@ -57,30 +70,26 @@ def scalar(function: Function) -> Function:
     return compiled
 
 
-def read(ndim: int) -> Argument:
-    """Type an input: a C-contiguous array of the data's dtype.
+# What a kernel's annotations may say of an argument, and the Numba type that it stands for. Per-channel arrays are
+# float64 whatever the data, so that they add no specialisations. Inputs are declared read-only, because Numba passes
+# a writable array where a read-only one is expected but not the other way: one specialisation then serves both.
+ReadNCS: TypeAlias = Array
+ReadRC: TypeAlias = Array
+ReadC: TypeAlias = Array
+WriteNCS: TypeAlias = Array
+WriteRC: TypeAlias = Array
+WriteC: TypeAlias = Array
 
-    Declared read-only, because Numba passes a writable array where a read-only one is expected but not the other way:
-    one specialisation then serves both.
-    """
-    return lambda data: types.Array(data, ndim, "C", readonly=True)
-
-
-def write(ndim: int) -> Argument:
-    """Type an output: a writable C-contiguous array of the data's dtype."""
-    return lambda data: types.Array(data, ndim, "C")
-
-
-class Float64:
-    """Types of per-channel arrays and scalars: float64 whatever the data, so that they add no specialisations."""
-
-    read: Argument = staticmethod(lambda _: types.Array(types.float64, 1, "C", readonly=True))
-    write: Argument = staticmethod(lambda _: types.Array(types.float64, 1, "C"))
-    value: Argument = staticmethod(lambda _: types.float64)
-    flag: Argument = staticmethod(lambda _: types.boolean)
-
-
-FLOAT64 = Float64
+ARGUMENTS: dict[str, Callable[[NumbaType], NumbaType]] = {
+    "ReadNCS": lambda data: types.Array(data, 3, "C", readonly=True),
+    "ReadRC": lambda data: types.Array(data, 2, "C", readonly=True),
+    "ReadC": lambda _: types.Array(types.float64, 1, "C", readonly=True),
+    "WriteNCS": lambda data: types.Array(data, 3, "C"),
+    "WriteRC": lambda data: types.Array(data, 2, "C"),
+    "WriteC": lambda _: types.Array(types.float64, 1, "C"),
+    "float": lambda _: types.float64,
+    "bool": lambda _: types.boolean,
+}
 
 
 class Kernel:
@@ -89,16 +98,15 @@ class Kernel:
     Parameters
     ----------
     source : function
-        Plain Python in Numba's subset. It may call decorated functions of this package.
-    signature : tuple of callables
-        One an argument: from the Numba type of the data to the Numba type of the argument.
+        Plain Python in Numba's subset, every argument annotated with a name from `ARGUMENTS`. It may call decorated
+        functions of this package.
     """
 
-    def __init__(self, source: Callable[..., None], signature: tuple[Argument, ...]) -> None:
+    def __init__(self, source: Callable[..., None]) -> None:
         self.name = source.__name__
         self.__doc__ = source.__doc__
         self._source = source
-        self._signature = signature
+        self._signature = [ARGUMENTS[kind] for name, kind in source.__annotations__.items() if name != "return"]
         self._compiled: dict[tuple[str, bool], Callable[..., None]] = {}
         self._lock = threading.RLock()
 
@@ -146,6 +154,6 @@ class Kernel:
         return twin
 
 
-def kernel(*signature: Argument) -> Callable[[Callable[..., None]], Kernel]:
+def kernel(source: Callable[..., None]) -> Kernel:
     """Make a `Kernel` of a function; see there."""
-    return lambda source: Kernel(source, signature)
+    return Kernel(source)

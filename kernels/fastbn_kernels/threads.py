@@ -39,7 +39,9 @@ def make_tbb_loadable() -> bool:
                 # RTLD_GLOBAL, so that Numba's extension finds the symbols; Windows ignores the mode.
                 ctypes.CDLL(os.fspath(file.locate()), ctypes.RTLD_GLOBAL)
             except OSError as error:
-                log.warning("fastbn: cannot load %s of the tbb package, Numba chooses another layer: %s", library, error)
+                log.warning(
+                    "fastbn: cannot load %s of the tbb package, Numba chooses another layer: %s", library, error
+                )
                 return False
             return True
     return False

@@ -10,8 +10,21 @@ from __future__ import annotations
 import numpy as np
 
 from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, tile_bounds, tile_count
-from fastbn_kernels.formulas import gradient_coefficients
-from fastbn_kernels.jit import FLOAT64, Array, elementwise, kernel, prange, read, reduction, scalar, write
+from fastbn_kernels.formulas import gradient_coefficients, sum_with_xhat
+from fastbn_kernels.jit import (
+    Array,
+    ReadC,
+    ReadNCS,
+    ReadRC,
+    WriteC,
+    WriteNCS,
+    WriteRC,
+    elementwise,
+    kernel,
+    prange,
+    reduction,
+    scalar,
+)
 
 # ---------------------------------------------------------------- inner loops
 
@@ -163,12 +176,11 @@ def block_gradient(
 # ---------------------------------------------------------------- kernels, channels apart
 
 
-@kernel(read(3), read(3), FLOAT64.read, FLOAT64.read, FLOAT64.write, FLOAT64.write)
-def sums_apart(dy: Array, x: Array, mean: Array, invstd: Array, sum_dy: Array, sum_dy_xhat: Array) -> None:
-    """Fill sum dy and sum dy * xhat of every channel, tiles spread over the threads.
-
-    dy and x (N, C, S), mean and invstd (C,) in; sum_dy and sum_dy_xhat (C,) out.
-    """
+@kernel
+def sums_apart(
+    dy: ReadNCS, x: ReadNCS, mean: ReadC, low: ReadC, invstd: ReadC, sum_dy: WriteC, sum_dy_xhat: WriteC
+) -> None:
+    """Fill sum dy and sum dy * xhat of every channel, tiles spread over the threads."""
     N, C, S = x.shape
     tiles = tile_count(N, S)
     slots = np.empty((C * tiles, 2))
@@ -182,66 +194,58 @@ def sums_apart(dy: Array, x: Array, mean: Array, invstd: Array, sum_dy: Array, s
             total += slots[task, 0]
             product += slots[task, 1]
         sum_dy[c] = total
-        sum_dy_xhat[c] = product * invstd[c]
+        sum_dy_xhat[c] = sum_with_xhat(total, product, low[c], invstd[c])
 
 
-@kernel(read(3), read(3), FLOAT64.read, FLOAT64.read, FLOAT64.read, FLOAT64.read, FLOAT64.read, FLOAT64.value,
-        FLOAT64.flag, write(3))  # fmt: skip
+@kernel
 def gradient_apart(
-    dy: Array, x: Array, weight: Array, mean: Array, invstd: Array, sum_dy: Array, sum_dy_xhat: Array,
-    count: float, frozen: bool, dx: Array,
+    dy: ReadNCS, x: ReadNCS, weight: ReadC, mean: ReadC, low: ReadC, invstd: ReadC, sum_dy: ReadC, sum_dy_xhat: ReadC,
+    count: float, frozen: bool, dx: WriteNCS,
 ) -> None:  # fmt: skip
-    """Write dx from sums over `count` values, tiles spread over the threads.
-
-    dy and x (N, C, S), weight, mean, invstd, sum_dy, sum_dy_xhat (C,) in; dx (N, C, S) out, which may be dy or x.
-    """
+    """Write dx, which may be dy or x, from sums over `count` values, tiles spread over the threads."""
     N, C, S = x.shape
     tiles = tile_count(N, S)
     for i in prange(C * tiles):
         task = C * tiles - 1 - i
-        channel = task // tiles
-        a, b, c = gradient_coefficients(count, invstd[channel], weight[channel], sum_dy[channel], sum_dy_xhat[channel])
-        tile_gradient(dy, x, channel, task % tiles, mean[channel], a, b, c, frozen, dx)
+        k = task // tiles
+        a, b, c = gradient_coefficients(count, low[k], invstd[k], weight[k], sum_dy[k], sum_dy_xhat[k])
+        tile_gradient(dy, x, k, task % tiles, mean[k], a, b, c, frozen, dx)
 
 
-@kernel(read(3), read(3), FLOAT64.read, FLOAT64.read, FLOAT64.read, FLOAT64.flag, write(3), FLOAT64.write,
-        FLOAT64.write)  # fmt: skip
+@kernel
 def backward_apart(
-    dy: Array, x: Array, weight: Array, mean: Array, invstd: Array, frozen: bool, dx: Array,
-    sum_dy: Array, sum_dy_xhat: Array,
+    dy: ReadNCS, x: ReadNCS, weight: ReadC, mean: ReadC, low: ReadC, invstd: ReadC, frozen: bool, dx: WriteNCS,
+    sum_dy: WriteC, sum_dy_xhat: WriteC,
 ) -> None:  # fmt: skip
-    """Write dx and the sums, whole channels spread over the threads, each read from memory once.
+    """Write dx, which may be dy or x, and the sums, whole channels spread over the threads: each is read once.
 
-    dy and x (N, C, S), weight, mean and invstd (C,) in; dx (N, C, S), which may be dy or x, sum_dy (the gradient of
-    bias) and sum_dy_xhat (that of weight) (C,) out.
+    sum_dy is the gradient of the bias, sum_dy_xhat that of the weight.
     """
     N, C, S = x.shape
     count = np.float64(N * S)
     tiles = tile_count(N, S)
-    for channel in prange(C):
+    for k in prange(C):
         total = 0.0
         product = 0.0
         for tile in range(tiles):
-            t, p = tile_sums(dy, x, channel, tile, mean[channel])
+            t, p = tile_sums(dy, x, k, tile, mean[k])
             total += t
             product += p
-        product *= invstd[channel]
-        sum_dy[channel] = total
-        sum_dy_xhat[channel] = product
-        a, b, c = gradient_coefficients(count, invstd[channel], weight[channel], total, product)
+        sum_dy[k] = total
+        sum_dy_xhat[k] = sum_with_xhat(total, product, low[k], invstd[k])
+        a, b, c = gradient_coefficients(count, low[k], invstd[k], weight[k], sum_dy[k], sum_dy_xhat[k])
         for tile in range(tiles):
-            tile_gradient(dy, x, channel, tiles - 1 - tile, mean[channel], a, b, c, frozen, dx)
+            tile_gradient(dy, x, k, tiles - 1 - tile, mean[k], a, b, c, frozen, dx)
 
 
 # ---------------------------------------------------------------- kernels, channels adjacent
 
 
-@kernel(read(2), read(2), FLOAT64.read, FLOAT64.read, FLOAT64.write, FLOAT64.write)
-def sums_adjacent(dy: Array, x: Array, mean: Array, invstd: Array, sum_dy: Array, sum_dy_xhat: Array) -> None:
-    """Fill sum dy and sum dy * xhat of every channel, tiles spread over the threads.
-
-    dy and x (R, C), mean and invstd (C,) in; sum_dy and sum_dy_xhat (C,) out.
-    """
+@kernel
+def sums_adjacent(
+    dy: ReadRC, x: ReadRC, mean: ReadC, low: ReadC, invstd: ReadC, sum_dy: WriteC, sum_dy_xhat: WriteC
+) -> None:
+    """Fill sum dy and sum dy * xhat of every channel, tiles spread over the threads."""
     blocks, tasks = block_tasks(x.shape[0], x.shape[1])
     totals = np.empty((blocks, x.shape[1]))
     products = np.empty((blocks, x.shape[1]))
@@ -250,40 +254,34 @@ def sums_adjacent(dy: Array, x: Array, mean: Array, invstd: Array, sum_dy: Array
     for c in range(x.shape[1]):
         total, product = merge_block_sums(totals, products, c)
         sum_dy[c] = total
-        sum_dy_xhat[c] = product * invstd[c]
+        sum_dy_xhat[c] = sum_with_xhat(total, product, low[c], invstd[c])
 
 
-@kernel(read(2), read(2), FLOAT64.read, FLOAT64.read, FLOAT64.read, FLOAT64.read, FLOAT64.read, FLOAT64.value,
-        FLOAT64.flag, write(2))  # fmt: skip
+@kernel
 def gradient_adjacent(
-    dy: Array, x: Array, weight: Array, mean: Array, invstd: Array, sum_dy: Array, sum_dy_xhat: Array,
-    count: float, frozen: bool, dx: Array,
+    dy: ReadRC, x: ReadRC, weight: ReadC, mean: ReadC, low: ReadC, invstd: ReadC, sum_dy: ReadC, sum_dy_xhat: ReadC,
+    count: float, frozen: bool, dx: WriteRC,
 ) -> None:  # fmt: skip
-    """Write dx from sums over `count` values, tiles spread over the threads.
-
-    dy and x (R, C), weight, mean, invstd, sum_dy, sum_dy_xhat (C,) in; dx (R, C) out, which may be dy or x.
-    """
+    """Write dx, which may be dy or x, from sums over `count` values, tiles spread over the threads."""
     R, C = x.shape
     _, tasks = block_tasks(R, C)
     a = np.empty(C)
     b = np.empty(C)
-    k = np.empty(C)
-    for c in range(C):
-        a[c], b[c], k[c] = gradient_coefficients(count, invstd[c], weight[c], sum_dy[c], sum_dy_xhat[c])
+    c = np.empty(C)
+    for k in range(C):
+        a[k], b[k], c[k] = gradient_coefficients(count, low[k], invstd[k], weight[k], sum_dy[k], sum_dy_xhat[k])
     for task in prange(tasks):
-        block_gradient(dy, x, tasks - 1 - task, mean, a, b, k, frozen, dx)
+        block_gradient(dy, x, tasks - 1 - task, mean, a, b, c, frozen, dx)
 
 
-@kernel(read(2), read(2), FLOAT64.read, FLOAT64.read, FLOAT64.read, FLOAT64.flag, write(2), FLOAT64.write,
-        FLOAT64.write)  # fmt: skip
+@kernel
 def backward_adjacent(
-    dy: Array, x: Array, weight: Array, mean: Array, invstd: Array, frozen: bool, dx: Array,
-    sum_dy: Array, sum_dy_xhat: Array,
+    dy: ReadRC, x: ReadRC, weight: ReadC, mean: ReadC, low: ReadC, invstd: ReadC, frozen: bool, dx: WriteRC,
+    sum_dy: WriteC, sum_dy_xhat: WriteC,
 ) -> None:  # fmt: skip
-    """Write dx and the sums, tiles spread over the threads.
+    """Write dx, which may be dy or x, and the sums, tiles spread over the threads.
 
-    dy and x (R, C), weight, mean and invstd (C,) in; dx (R, C), which may be dy or x, sum_dy (the gradient of bias)
-    and sum_dy_xhat (that of weight) (C,) out.
+    sum_dy is the gradient of the bias, sum_dy_xhat that of the weight.
     """
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
@@ -291,13 +289,13 @@ def backward_adjacent(
     products = np.empty((blocks, C))
     a = np.empty(C)
     b = np.empty(C)
-    k = np.empty(C)
+    c = np.empty(C)
     for task in prange(tasks):
         block_sums(dy, x, task, mean, totals, products)
-    for c in range(C):
-        total, product = merge_block_sums(totals, products, c)
-        sum_dy[c] = total
-        sum_dy_xhat[c] = product * invstd[c]
-        a[c], b[c], k[c] = gradient_coefficients(np.float64(R), invstd[c], weight[c], sum_dy[c], sum_dy_xhat[c])
+    for k in range(C):
+        total, product = merge_block_sums(totals, products, k)
+        sum_dy[k] = total
+        sum_dy_xhat[k] = sum_with_xhat(total, product, low[k], invstd[k])
+        a[k], b[k], c[k] = gradient_coefficients(np.float64(R), low[k], invstd[k], weight[k], sum_dy[k], sum_dy_xhat[k])
     for task in prange(tasks):
-        block_gradient(dy, x, tasks - 1 - task, mean, a, b, k, frozen, dx)
+        block_gradient(dy, x, tasks - 1 - task, mean, a, b, c, frozen, dx)

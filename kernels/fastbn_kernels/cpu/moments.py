@@ -14,7 +14,7 @@ import numpy as np
 
 from fastbn_kernels.cpu.tiles import ROWS, block_bounds, block_tasks, tile_bounds, tile_count
 from fastbn_kernels.formulas import finite_or_zero, group, merge, split_mean
-from fastbn_kernels.jit import FLOAT64, Array, kernel, prange, read, reduction, scalar
+from fastbn_kernels.jit import Array, ReadNCS, ReadRC, WriteC, kernel, prange, reduction, scalar
 
 # ---------------------------------------------------------------- channels apart
 
@@ -67,12 +67,9 @@ def channel_moments(x: Array, c: int) -> tuple[float, float, float]:
     return mean, low, m2
 
 
-@kernel(read(3), FLOAT64.write, FLOAT64.write, FLOAT64.write)
-def moments_apart(x: Array, mean: Array, low: Array, m2: Array) -> None:
-    """Fill mean, low and m2 of every channel, tiles spread over the threads.
-
-    x (N, C, S) in; mean, low, m2 (C,) out.
-    """
+@kernel
+def moments_apart(x: ReadNCS, mean: WriteC, low: WriteC, m2: WriteC) -> None:
+    """Fill mean, low and m2 of every channel, tiles spread over the threads."""
     N, C, S = x.shape
     tiles = tile_count(N, S)
     slots = np.empty((C * tiles, 3))
@@ -167,12 +164,9 @@ def merge_blocks(x: Array, c: int, offsets: Array, squares: Array) -> tuple[floa
     return mean, low, m2
 
 
-@kernel(read(2), FLOAT64.write, FLOAT64.write, FLOAT64.write)
-def moments_adjacent(x: Array, mean: Array, low: Array, m2: Array) -> None:
-    """Fill mean, low and m2 of every channel, tiles spread over the threads.
-
-    x (R, C) in; mean, low, m2 (C,) out.
-    """
+@kernel
+def moments_adjacent(x: ReadRC, mean: WriteC, low: WriteC, m2: WriteC) -> None:
+    """Fill mean, low and m2 of every channel, tiles spread over the threads."""
     blocks, tasks = block_tasks(x.shape[0], x.shape[1])
     offsets = np.empty((blocks, x.shape[1]))
     squares = np.empty_like(offsets)

@@ -12,7 +12,19 @@ import numpy as np
 from fastbn_kernels.cpu.moments import block_moments, channel_moments, merge_blocks
 from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, tile_bounds, tile_count
 from fastbn_kernels.formulas import coefficients
-from fastbn_kernels.jit import FLOAT64, Array, elementwise, kernel, prange, read, scalar, write
+from fastbn_kernels.jit import (
+    Array,
+    ReadC,
+    ReadNCS,
+    ReadRC,
+    WriteC,
+    WriteNCS,
+    WriteRC,
+    elementwise,
+    kernel,
+    prange,
+    scalar,
+)
 
 
 @elementwise
@@ -46,22 +58,18 @@ def normalize_block(x: Array, task: int, mean: Array, scale: Array, shift: Array
         normalize_row(x[r, c0:c1], mean[c0:c1], scale[c0:c1], shift[c0:c1], y[r, c0:c1])
 
 
-@kernel(FLOAT64.read, FLOAT64.read, FLOAT64.read, FLOAT64.read, FLOAT64.value, FLOAT64.write, FLOAT64.write,
-        FLOAT64.write)  # fmt: skip
+@kernel
 def fold(
-    low: Array, var: Array, weight: Array, bias: Array, eps: float, scale: Array, shift: Array, invstd: Array
+    low: ReadC, var: ReadC, weight: ReadC, bias: ReadC, eps: float, scale: WriteC, shift: WriteC, invstd: WriteC
 ) -> None:
     """Fill scale, shift and invstd (C,) from the statistics and parameters of every channel."""
     for c in range(low.size):
         scale[c], shift[c], invstd[c] = coefficients(low[c], var[c], weight[c], bias[c], eps)
 
 
-@kernel(read(3), FLOAT64.read, FLOAT64.read, FLOAT64.read, write(3))
-def normalize_apart(x: Array, mean: Array, scale: Array, shift: Array, y: Array) -> None:
-    """Write y = (x - mean) * scale + shift, tiles spread over the threads.
-
-    x (N, C, S) and mean, scale, shift (C,) in; y (N, C, S) out, which may be x.
-    """
+@kernel
+def normalize_apart(x: ReadNCS, mean: ReadC, scale: ReadC, shift: ReadC, y: WriteNCS) -> None:
+    """Write (x - mean) * scale + shift to y, which may be x, tiles spread over the threads."""
     tiles = tile_count(x.shape[0], x.shape[2])
     tasks = x.shape[1] * tiles
     for i in prange(tasks):
@@ -70,43 +78,36 @@ def normalize_apart(x: Array, mean: Array, scale: Array, shift: Array, y: Array)
         normalize_tile(x, c, task % tiles, mean[c], scale[c], shift[c], y)
 
 
-@kernel(read(2), FLOAT64.read, FLOAT64.read, FLOAT64.read, write(2))
-def normalize_adjacent(x: Array, mean: Array, scale: Array, shift: Array, y: Array) -> None:
-    """Write y = (x - mean) * scale + shift, tiles spread over the threads.
-
-    x (R, C) and mean, scale, shift (C,) in; y (R, C) out, which may be x.
-    """
+@kernel
+def normalize_adjacent(x: ReadRC, mean: ReadC, scale: ReadC, shift: ReadC, y: WriteRC) -> None:
+    """Write (x - mean) * scale + shift to y, which may be x, tiles spread over the threads."""
     _, tasks = block_tasks(x.shape[0], x.shape[1])
     for task in prange(tasks):
         normalize_block(x, tasks - 1 - task, mean, scale, shift, y)
 
 
-@kernel(read(3), FLOAT64.read, FLOAT64.read, FLOAT64.value, write(3), FLOAT64.write, FLOAT64.write, FLOAT64.write)
+@kernel
 def forward_apart(
-    x: Array, weight: Array, bias: Array, eps: float, y: Array, mean: Array, m2: Array, invstd: Array
-) -> None:
-    """Normalise with the batch's own statistics, whole channels spread over the threads.
-
-    x (N, C, S), weight and bias (C,), eps in; y (N, C, S), which may be x, mean, m2 and invstd (C,) out.
-    """
+    x: ReadNCS, weight: ReadC, bias: ReadC, eps: float,
+    y: WriteNCS, mean: WriteC, low: WriteC, m2: WriteC, invstd: WriteC,
+) -> None:  # fmt: skip
+    """Normalise with the batch's own statistics to y, which may be x, whole channels spread over the threads."""
     N, C, S = x.shape
     count = np.float64(N * S)
     tiles = tile_count(N, S)
     for c in prange(C):
-        mean[c], low, m2[c] = channel_moments(x, c)
-        scale, shift, invstd[c] = coefficients(low, m2[c] / count, weight[c], bias[c], eps)
+        mean[c], low[c], m2[c] = channel_moments(x, c)
+        scale, shift, invstd[c] = coefficients(low[c], m2[c] / count, weight[c], bias[c], eps)
         for tile in range(tiles):
             normalize_tile(x, c, tiles - 1 - tile, mean[c], scale, shift, y)
 
 
-@kernel(read(2), FLOAT64.read, FLOAT64.read, FLOAT64.value, write(2), FLOAT64.write, FLOAT64.write, FLOAT64.write)
+@kernel
 def forward_adjacent(
-    x: Array, weight: Array, bias: Array, eps: float, y: Array, mean: Array, m2: Array, invstd: Array
-) -> None:
-    """Normalise with the batch's own statistics, tiles spread over the threads.
-
-    x (R, C), weight and bias (C,), eps in; y (R, C), which may be x, mean, m2 and invstd (C,) out.
-    """
+    x: ReadRC, weight: ReadC, bias: ReadC, eps: float,
+    y: WriteRC, mean: WriteC, low: WriteC, m2: WriteC, invstd: WriteC,
+) -> None:  # fmt: skip
+    """Normalise with the batch's own statistics to y, which may be x, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
     offsets = np.empty((blocks, C))
@@ -117,7 +118,7 @@ def forward_adjacent(
     for task in prange(tasks):
         block_moments(x, task, shifts, offsets, squares)
     for c in range(C):
-        mean[c], low, m2[c] = merge_blocks(x, c, offsets, squares)
-        scale[c], shift[c], invstd[c] = coefficients(low, m2[c] / np.float64(R), weight[c], bias[c], eps)
+        mean[c], low[c], m2[c] = merge_blocks(x, c, offsets, squares)
+        scale[c], shift[c], invstd[c] = coefficients(low[c], m2[c] / np.float64(R), weight[c], bias[c], eps)
     for task in prange(tasks):
         normalize_block(x, tasks - 1 - task, mean, scale, shift, y)
