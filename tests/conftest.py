@@ -1,0 +1,26 @@
+"""Fresh random data for every run, with the seed in the report; settings for hypothesis."""
+
+import os
+import secrets
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The first example of a kind compiles a kernel, which takes seconds: no deadline.
+COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "database": None}
+settings.register_profile("default", max_examples=100, **COMMON)
+settings.register_profile("checked", max_examples=20, **COMMON)
+settings.load_profile("checked" if os.environ.get("NUMBA_BOUNDSCHECK") == "1" else "default")
+
+SEED = int(os.environ.get("FASTBN_SEED", secrets.randbits(32)))
+
+
+def pytest_report_header():
+    return f"random data: FASTBN_SEED={SEED}"
+
+
+@pytest.fixture
+def rng(request):
+    """A generator that differs from test to test and from run to run; repeat a run with the seed in its header."""
+    return np.random.default_rng([SEED, *request.node.nodeid.encode()])

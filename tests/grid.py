@@ -1,0 +1,92 @@
+"""The arrays that tests are run over: shapes that reach every plan, strides of every kind, poisoned outputs."""
+
+import numpy as np
+
+# (shape, axis): small enough for bounds-checked runs, and of every family.
+SMALL = [
+    ((32, 64), 1),  # rows
+    ((7, 5), -1),  # fewer rows than are summed together
+    ((1, 3), 1),  # one value a channel
+    ((50, 1), 1),  # one channel
+    ((6, 5, 9), 1),  # (N, C, L)
+    ((4, 3, 7, 7), 1),  # NCHW
+    ((4, 7, 7, 3), -1),  # NHWC
+    ((2, 3, 4, 5, 6), 1),  # NCDHW
+    ((2, 3, 4, 5, 6), 2),  # an axis in the middle
+    ((3, 4, 5), 0),  # channels first
+    ((1, 2, 1, 1), 1),
+    ((40, 600), 1),  # more channels than a group of columns
+]
+# Above PARALLEL_FROM, and with more than one tile: whole channels, tiles of few channels, blocks of rows.
+LARGE = [
+    ((32, 64, 28, 28), 1),
+    ((6, 3, 150, 150), 1),  # fewer channels than threads, pieces of runs
+    ((3, 1, 40000), 1),  # one channel
+    ((700, 5, 7, 7), 1),  # many short runs a tile
+    ((3000, 40), 1),
+    ((30, 24, 24, 12), 3),
+    ((200, 700), 1),
+]
+
+
+def poisoned(shape, dtype):
+    """An output that shows every element that was not written."""
+    return np.full(shape, np.nan, dtype)
+
+
+def channels(shape, axis):
+    return shape[axis]
+
+
+def _sliced(x):
+    """The same values at every second place along every axis of a larger array."""
+    big = np.full([2 * n for n in x.shape], np.nan, x.dtype)
+    view = big[tuple(slice(None, None, 2) for _ in x.shape)]
+    view[...] = x
+    return view
+
+
+def _reversed(x):
+    return np.ascontiguousarray(np.flip(x))[tuple(slice(None, None, -1) for _ in x.shape)]
+
+
+def _readonly(x):
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+def _channels_last(x):
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+
+
+def _unaligned(x):
+    raw = np.empty(x.nbytes + 1, np.uint8)
+    view = raw[1:].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    return view
+
+
+# The same values stored in every way that a caller may come with.
+STORED = {
+    "contiguous": np.ascontiguousarray,
+    "readonly": _readonly,
+    "fortran": np.asfortranarray,
+    "channels_last": _channels_last,
+    "sliced": _sliced,
+    "reversed": _reversed,
+    "unaligned": _unaligned,
+    "subclass": lambda x: x.copy().view(type("Own", (np.ndarray,), {})),
+}
+
+
+def draw(rng, shape, dtype, mean=0.0, std=1.0):
+    return (rng.standard_normal(shape) * std + mean).astype(dtype)
+
+
+def affine(rng, count, dtype):
+    """A weight and a bias; among several, one weight is zero."""
+    weight, bias = draw(rng, count, dtype), draw(rng, count, dtype)
+    if count > 2:
+        weight[1] = 0
+    return weight, bias

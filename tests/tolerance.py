@@ -1,0 +1,52 @@
+"""How far a result may be from the oracle: derived from the formats, not fitted.
+
+fastbn works in float64 and rounds once to the dtype of the data, so the error is half a unit in the last place plus
+the float64 error. The longest chain of additions is a tile, 8192 values; with rounding errors that are independent
+and of mean zero, a chain of n errs by more than L sqrt(n) 2^-53 with a probability below 2 exp(-L^2 / 2) (Higham and
+Mary 2019, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41). L = 8 makes that 3e-14.
+A tile's values are summed as (x - k) and (x - k)^2 with k one of them, which magnifies errors by (1 + reach)^2 where
+reach is the largest |x - mean| / std.
+"""
+
+import numpy as np
+
+TILE = 8192
+HALF_ULP = 0.5 + 1e-3  # the oracle, of 64 bits, is itself rounded
+
+
+def relative(count, reach):
+    """The float64 error of the statistics, and of what is computed with them, relative to the terms involved."""
+    chain = min(count, TILE) + 8
+    return 2.0**-53 * 8 * np.sqrt(chain) * (1 + float(reach)) ** 2
+
+
+def check(actual, expected, float64_error):
+    """Assert that every element was rounded once from a float64 value that is off by at most `float64_error`."""
+    expected = np.asarray(expected, np.longdouble)
+    rounding = HALF_ULP * np.spacing(np.abs(expected).astype(actual.dtype))
+    excess = np.abs(actual - expected) - rounding - float64_error
+    assert np.isfinite(actual).all()
+    assert excess.max(initial=-1) <= 0, f"off by {float(excess.max()):.3g} more than {float(np.max(float64_error)):.3g}"
+
+
+def check_forward(y, f, weight=None, bias=None):
+    """Check y against the oracle's forward pass."""
+    reach = np.abs(f.xhat).max(initial=0)
+    w = 1 if weight is None else np.abs(weight).max(initial=0)
+    b = 0 if bias is None else np.abs(bias).max(initial=0)
+    check(y, f.y, relative(y.size // f.mean.size, reach) * (float(reach) * w + w + b))
+
+
+def check_backward(grads, expected, dy, f, weight=None):
+    """Check the gradients against the oracle's."""
+    reach = float(np.abs(f.xhat).max())
+    count = dy.size // f.mean.size
+    scale = float(f.invstd.max()) * (1 if weight is None else np.abs(weight).max())
+    largest = float(np.abs(dy).max())
+    error = relative(count, reach) * largest
+    dx, dweight, dbias = expected
+    check(grads.dx, dx, error * scale * (2 + reach**2))
+    if grads.dweight is not None:
+        check(grads.dweight, dweight, error * count * (1 + reach))
+    if grads.dbias is not None:
+        check(grads.dbias, dbias, error * count)
