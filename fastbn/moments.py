@@ -93,9 +93,11 @@ class Moments:
                 count, mean, m2 = other.count, other.mean, other.m2
                 continue
             share = other.count / (count + other.count)
-            delta = other.mean - mean
-            mean = mean + delta * share
-            m2 = m2 + other.m2 + delta * delta * (count * share)
+            with np.errstate(over="ignore", invalid="ignore"):  # an infinite mean stays infinite, without a warning
+                delta = other.mean - mean
+                apart = mean * (1 - share) + other.mean * share
+                mean = np.where(np.isfinite(delta), mean + delta * share, apart)
+                m2 = m2 + other.m2 + delta * delta * (count * share)
             count += other.count
         return Moments(count, mean, m2)
 

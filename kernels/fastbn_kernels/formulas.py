@@ -38,7 +38,10 @@ def merge(
     """
     share = other_count / (count + other_count)
     delta = other_mean - mean
-    return mean + delta * share, m2 + other_m2 + delta * delta * count * share
+    merged = mean + delta * share
+    if not math.isfinite(delta):  # an infinite mean stays infinite, where inf - inf would make it NaN
+        merged = mean * (1.0 - share) + other_mean * share
+    return merged, m2 + other_m2 + delta * delta * count * share
 
 
 @scalar
