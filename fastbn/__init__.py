@@ -4,6 +4,7 @@ The functions are `batch_norm`, `batch_norm_inference`, `batch_norm_backward`, `
 the layer is `BatchNorm`. Importing fastbn imports NumPy alone: Numba comes, and kernels compile, with the first call.
 """
 
+from fastbn import _checkout
 from fastbn._version import __version__
 from fastbn.functional import (
     backward_sums,
@@ -29,3 +30,5 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_inference",
 ]
+
+_checkout.use_its_kernels()

@@ -296,6 +296,13 @@ def parameter_dtype(value: object) -> np.dtype[Any]:
     return dtype
 
 
+def _as_array(name: str, value: object) -> Array:
+    try:
+        return np.asarray(value)
+    except Exception as error:  # whatever the value's __array__ raises, such as a tensor that is on a GPU
+        raise TypeError(f"{name}: expected what numpy.asarray takes, got {_described(value)}: {error}") from error
+
+
 def state(value: object, arrays: dict[str, Array], counted: bool) -> dict[str, Array]:
     """Check a state dict against a layer's arrays and return its values, cast and not yet stored."""
     if not isinstance(value, Mapping):
@@ -306,14 +313,14 @@ def state(value: object, arrays: dict[str, Array], counted: bool) -> dict[str, A
         raise ValueError(f"state: expected the keys {sorted(expected)}; missing {missing}, unknown {unknown}")
     new = {}
     for name, array in arrays.items():
-        given = np.asarray(value[name])
+        given = _as_array(f"state[{name!r}]", value[name])
         if given.dtype.kind != "f":
             raise TypeError(f"state[{name!r}]: expected real floating numbers, got {_described(given)}")
         if given.shape != array.shape:
             raise ValueError(f"state[{name!r}]: expected shape {array.shape}, got shape {given.shape}")
         new[name] = given.astype(array.dtype)
     if counted:
-        count = np.asarray(value["num_batches_tracked"])
+        count = _as_array("state['num_batches_tracked']", value["num_batches_tracked"])
         if count.dtype.kind not in "iu" or count.size != 1:
             raise TypeError(f"state['num_batches_tracked']: expected one integer, got {_described(count)}")
         new["num_batches_tracked"] = count.reshape(())

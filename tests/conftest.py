@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 
 import numpy as np
 import pytest
@@ -11,13 +12,22 @@ from hypothesis import HealthCheck, settings
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "database": None}
 settings.register_profile("default", max_examples=100, **COMMON)
 settings.register_profile("checked", max_examples=20, **COMMON)
-settings.load_profile("checked" if os.environ.get("NUMBA_BOUNDSCHECK") == "1" else "default")
+CHECKED = os.environ.get("NUMBA_BOUNDSCHECK") == "1"
+settings.load_profile("checked" if CHECKED else "default")
 
 SEED = int(os.environ.get("FASTBN_SEED", secrets.randbits(32)))
 
 
 def pytest_report_header():
     return f"random data: FASTBN_SEED={SEED}"
+
+
+@pytest.fixture(autouse=CHECKED)
+def serial_kernels(monkeypatch):
+    """With bounds checks, run serial twins alone: an exception does not leave a parallel region."""
+    from fastbn.backends import cpu
+
+    monkeypatch.setattr(cpu, "PARALLEL_FROM", sys.maxsize)
 
 
 @pytest.fixture

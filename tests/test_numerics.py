@@ -6,7 +6,7 @@ import pytest
 import fastbn
 import reference
 from grid import affine, draw
-from tolerance import check_backward, check_forward
+from tolerance import check_backward, check_forward, relative
 
 # Both families, every plan: whole channels, tiles of few channels, rows, and the serial ones.
 SHAPES = [
@@ -57,7 +57,7 @@ def test_drift_and_a_first_value_far_away(rng, dtype):
             x = np.concatenate([values.reshape(shape)] * 2, axis=axis).astype(dtype)
             y, ctx = fastbn.batch_norm(x, axis=axis)
             f = reference.forward(x, axis=axis)
-            assert np.abs(ctx.moments.var() / f.var - 1).max() <= 1e-10
+            assert np.abs(ctx.moments.var() / f.var - 1).max() <= relative(n, 8)
             check_forward(y, f)
 
 

@@ -48,14 +48,22 @@ def merge(
 def group(count: float, shift: float, total: float, squares: float) -> tuple[float, float]:
     """Return mean and m2 of `count` values from the sums of (x - shift) and (x - shift)^2.
 
-    The subtraction loses digits only as far as shift is off the mean: with the shift one of the values, by a factor of
-    at most 1 + count, because no value is further from the mean than sqrt(m2).
+    The subtraction loses digits as far as the shift is off the mean; see `shift_is_off`.
     """
     offset = total / count
     m2 = squares - total * offset
     if m2 < 0.0:
         m2 = 0.0
     return shift + offset, m2
+
+
+@scalar
+def shift_is_off(count: float, total: float, squares: float) -> bool:
+    """Return whether the shift is more than 8 standard deviations off the mean, so that `group` would lose 6 bits.
+
+    squares = m2 + count * (mean - shift)^2. The sums are then taken again, around the mean that they gave.
+    """
+    return squares > 65.0 * (squares - total * (total / count))
 
 
 @scalar

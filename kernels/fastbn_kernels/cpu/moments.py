@@ -1,8 +1,9 @@
 """Mean and sum of squared deviations a channel.
 
-A tile is summed in one sweep as (x - k) and (x - k)^2 in float64, where the shift k is one of its own values: no
-value is further from the mean than the square root of the tile's m2, so at most log2(1 + count) = 13 of the 53 bits
-can cancel, at any mean. Tiles are merged by Chan's formula. Means travel as offsets from the channel's first value,
+A tile is summed in one sweep as (x - k) and (x - k)^2 in float64, where the shift k is one of its own values. That is
+as good as subtracting the mean unless the value is an outlier; should it prove to be more than 8 standard deviations
+off, the tile, still in the cache, is summed once more around its mean. So at most 6 of the 53 bits cancel, at any
+mean, and the usual tile is swept once. Tiles are merged by Chan's formula. Means travel as offsets from the channel's first value,
 which keeps the digits that a float64 mean of 1e6 standard deviations would drop.
 
 Two families: channels apart, x (N, C, S) with S values of a channel side by side; channels adjacent, x (R, C).
@@ -13,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastbn_kernels.cpu.tiles import ROWS, block_bounds, block_tasks, tile_bounds, tile_count
-from fastbn_kernels.formulas import finite_or_zero, group, merge, split_mean
+from fastbn_kernels.formulas import finite_or_zero, group, merge, shift_is_off, split_mean
 from fastbn_kernels.jit import Array, ReadNCS, ReadRC, WriteC, kernel, prange, reduction, scalar
 
 # ---------------------------------------------------------------- channels apart
@@ -38,17 +39,27 @@ def channel_origin(x: Array, c: int) -> float:
 
 
 @scalar
-def tile_moments(x: Array, c: int, tile: int) -> tuple[float, float, float]:
-    """Return (count, mean - origin, m2) of one tile of channel c."""
-    n0, n1, s0, s1 = tile_bounds(tile, x.shape[0], x.shape[2])
-    k = finite_or_zero(np.float64(x[n0, c, s0]))
+def tile_sums(x: Array, c: int, n0: int, n1: int, s0: int, s1: int, k: float) -> tuple[float, float]:
+    """Return the sums of (x - k) and (x - k)^2 over x[n0:n1, c, s0:s1]."""
     total = 0.0
     squares = 0.0
     for n in range(n0, n1):
         t, q = run_sums(x[n, c, s0:s1], k)
         total += t
         squares += q
+    return total, squares
+
+
+@scalar
+def tile_moments(x: Array, c: int, tile: int) -> tuple[float, float, float]:
+    """Return (count, mean - origin, m2) of one tile of channel c."""
+    n0, n1, s0, s1 = tile_bounds(tile, x.shape[0], x.shape[2])
     count = np.float64((n1 - n0) * (s1 - s0))
+    k = finite_or_zero(np.float64(x[n0, c, s0]))
+    total, squares = tile_sums(x, c, n0, n1, s0, s1, k)
+    if shift_is_off(count, total, squares):
+        k += total / count
+        total, squares = tile_sums(x, c, n0, n1, s0, s1, k)
     offset, m2 = group(count, k - channel_origin(x, c), total, squares)
     return count, offset, m2
 
@@ -119,6 +130,25 @@ def rows_sums(
 
 
 @scalar
+def block_sums(x: Array, r0: int, r1: int, c0: int, c1: int, k: Array, total: Array, squares: Array) -> None:
+    """Fill the sums of (x - k) and (x - k)^2 (c1 - c0,) over x[r0:r1, c0:c1]."""
+    for c in range(c1 - c0):
+        total[c] = 0.0
+        squares[c] = 0.0
+    r = r0
+    while r + ROWS <= r1:
+        rows_sums(
+            x[r, c0:c1], x[r + 1, c0:c1], x[r + 2, c0:c1], x[r + 3, c0:c1],
+            x[r + 4, c0:c1], x[r + 5, c0:c1], x[r + 6, c0:c1], x[r + 7, c0:c1],
+            k, total, squares,
+        )  # fmt: skip
+        r += ROWS
+    while r < r1:
+        row_sums(x[r, c0:c1], k, total, squares)
+        r += 1
+
+
+@scalar
 def block_moments(x: Array, task: int, shifts: Array, offsets: Array, squares: Array) -> None:
     """Fill this tile's part of offsets (from row 0) and squares, (blocks, C); shifts is workspace of that shape."""
     block, r0, r1, c0, c1 = block_bounds(task, x.shape[0], x.shape[1])
@@ -127,20 +157,15 @@ def block_moments(x: Array, task: int, shifts: Array, offsets: Array, squares: A
     m2 = squares[block, c0:c1]
     for c in range(c1 - c0):
         k[c] = finite_or_zero(np.float64(x[r0, c0 + c]))
-        offset[c] = 0.0
-        m2[c] = 0.0
-    r = r0
-    while r + ROWS <= r1:
-        rows_sums(
-            x[r, c0:c1], x[r + 1, c0:c1], x[r + 2, c0:c1], x[r + 3, c0:c1],
-            x[r + 4, c0:c1], x[r + 5, c0:c1], x[r + 6, c0:c1], x[r + 7, c0:c1],
-            k, offset, m2,
-        )  # fmt: skip
-        r += ROWS
-    while r < r1:
-        row_sums(x[r, c0:c1], k, offset, m2)
-        r += 1
+    block_sums(x, r0, r1, c0, c1, k, offset, m2)
     count = np.float64(r1 - r0)
+    again = False
+    for c in range(c1 - c0):
+        if shift_is_off(count, offset[c], m2[c]):
+            k[c] += offset[c] / count
+            again = True
+    if again:
+        block_sums(x, r0, r1, c0, c1, k, offset, m2)
     for c in range(c1 - c0):
         origin = finite_or_zero(np.float64(x[0, c0 + c]))
         offset[c], m2[c] = group(count, k[c] - origin, offset[c], m2[c])

@@ -1,0 +1,74 @@
+# make demo    install what it needs into .venv and run the main job
+# make test    the tests, on what `make test` itself installs
+# make help    the rest
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: help demo demo-quick test test-frameworks test-slow lint format bench accuracy clean
+
+help:
+	@echo "make demo             train on real digits with and without batch normalization: a table and a figure"
+	@echo "make test             the tests"
+	@echo "make test-frameworks  the tests against PyTorch and the other frameworks (downloads them)"
+	@echo "make test-slow        the tests that take minutes"
+	@echo "make bench            speed beside PyTorch, as ratios (installs the frameworks)"
+	@echo "make accuracy         the accuracy table of the README, measured here (installs the frameworks)"
+	@echo "make lint             ruff and mypy"
+	@echo "make clean            remove the environment, caches and results"
+
+# Each stamp is an environment with so much installed; pyproject.toml says what.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade "pip>=25.1" # the first pip that knows --group
+	$(PIP) install --editable ".[demo]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(PIP) install --group test --group lint
+	touch $@
+
+$(VENV)/.frameworks: $(VENV)/.test
+	$(PIP) install --group frameworks
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/fastbn demo
+
+demo-quick: $(VENV)/.installed
+	$(BIN)/fastbn demo --quick
+
+test: $(VENV)/.test
+	$(BIN)/pytest -m "not frameworks and not slow"
+	$(BIN)/pytest --doctest-modules fastbn/functional.py fastbn/layer.py
+	NUMBA_BOUNDSCHECK=1 $(BIN)/pytest tests/test_bounds.py tests/test_forward.py tests/test_backward.py \
+		tests/test_moments.py tests/test_properties.py
+	$(BIN)/pytest bench --benchmark-disable
+
+test-frameworks: $(VENV)/.frameworks
+	$(BIN)/pytest -m frameworks
+	$(BIN)/pytest bench --benchmark-disable
+
+test-slow: $(VENV)/.test
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.frameworks
+	$(BIN)/pytest bench --benchmark-group-by=param:shape --benchmark-columns=median,iqr,rounds
+
+accuracy: $(VENV)/.frameworks
+	$(BIN)/python bench/accuracy.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

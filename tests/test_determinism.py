@@ -1,0 +1,114 @@
+"""The same bits from run to run, for any number of threads, for every plan, and wherever the result goes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+
+import fastbn
+from fastbn.backends import cpu
+from grid import STORED, draw
+
+SHAPES = [
+    ((32, 64, 14, 14), 1),
+    ((6, 3, 150, 150), 1),
+    ((700, 5, 7, 7), 1),
+    ((3000, 40), 1),
+    ((200, 700), 1),
+    ((3, 1, 40000), 1),
+]
+
+
+def results(x, dy, axis):
+    weight = np.linspace(0.5, 2, x.shape[axis]).astype(x.dtype)
+    running_mean, running_var = np.zeros_like(weight), np.ones_like(weight)
+    y, ctx = fastbn.batch_norm(x, weight, weight, axis=axis, running_mean=running_mean, running_var=running_var)
+    grads = fastbn.batch_norm_backward(dy, ctx)
+    m, sums = fastbn.batch_moments(x, axis=axis), fastbn.backward_sums(dy, ctx)
+    z, _ = fastbn.batch_norm(
+        x, weight, weight, axis=axis, running_mean=running_mean, running_var=running_var, training=False
+    )
+    return [
+        y, running_mean, running_var, grads.dx, grads.dweight, grads.dbias,
+        m.mean, m.m2, sums.sum_dy, sums.sum_dy_xhat, ctx.mean, ctx.low, ctx.moments.m2, ctx.invstd, z,
+    ]  # fmt: skip
+
+
+def same(a, b):
+    for one, other in zip(a, b, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(params=SHAPES, ids=lambda case: str(case[0]))
+def case(request, rng):
+    shape, axis = request.param
+    return draw(rng, shape, np.float32, mean=10), draw(rng, shape, np.float32), axis
+
+
+def test_run_to_run(case):
+    same(results(*case), results(*case))
+
+
+def test_any_number_of_threads(case):
+    expected = results(*case)
+    before = numba.get_num_threads()
+    try:
+        for count in range(1, numba.config.NUMBA_NUM_THREADS + 1):
+            numba.set_num_threads(count)
+            same(results(*case), expected)
+            assert numba.get_num_threads() == count
+    finally:
+        numba.set_num_threads(before)
+
+
+def test_serial_and_parallel(case, monkeypatch):
+    expected = results(*case)
+    monkeypatch.setattr(cpu, "PARALLEL_FROM", sys.maxsize)
+    same(results(*case), expected)
+
+
+def test_whole_channels_and_tiles_of_channels(case, monkeypatch):
+    found = []
+    for whole in (True, False):
+        monkeypatch.setattr(cpu, "_whole_channels", lambda _, whole=whole: whole)
+        found.append(results(*case))
+    same(*found)
+
+
+def test_more_threads_than_cores(tmp_path):
+    """A process with 16 threads gives the bits of this one."""
+    script = (
+        "import json, sys, numpy as np; sys.path.insert(0, sys.argv[1]); import test_determinism as t, hashlib\n"
+        "out = []\n"
+        "for shape, axis in t.SHAPES:\n"
+        "    x = np.random.default_rng(5).standard_normal(shape).astype('f4')\n"
+        "    out.append([hashlib.sha256(r.tobytes()).hexdigest() for r in t.results(x, x * x, axis)])\n"
+        "import numba; assert numba.get_num_threads() == int(sys.argv[2])\n"
+        "print(json.dumps(out))"
+    )
+    here = os.path.dirname(__file__)
+    found = []
+    for threads in (1, 3, 16):
+        env = os.environ | {"NUMBA_NUM_THREADS": str(threads)}
+        done = subprocess.run(
+            [sys.executable, "-c", script, here, str(threads)], env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("stored", ["sliced", "reversed", "unaligned", "readonly"])
+def test_wherever_x_and_y_are(case, stored):
+    x, dy, axis = case
+    expected, ctx = fastbn.batch_norm(x, axis=axis)
+    expected_dx = fastbn.batch_norm_backward(dy, ctx).dx
+    y, ctx = fastbn.batch_norm(STORED[stored](x), axis=axis)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(fastbn.batch_norm_backward(STORED[stored](dy), ctx).dx, expected_dx)
+    x = x.copy()
+    np.testing.assert_array_equal(fastbn.batch_norm(x, axis=axis, out=x)[0], expected)
