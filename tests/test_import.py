@@ -135,18 +135,21 @@ def test_a_change_in_any_source_file_makes_old_kernels_stale(monkeypatch, tmp_pa
     assert digests[0] == digests[2] != digests[1]
 
 
-LAYER = (
-    "import numpy as np, fastbn, numba; fastbn.batch_norm(np.ones((512, 128), 'f4')); print(numba.threading_layer())"
-)
+def layer(shape, **env):
+    code = (
+        f"import numpy as np, fastbn, numba; fastbn.batch_norm(np.ones({shape}, 'f4')); print(numba.threading_layer())"
+    )
+    return python(code, **env).strip()
 
 
 @pytest.mark.skipif(not has_tbb(), reason="no tbb wheel on this platform")
-def test_the_threading_layer_is_tbb_where_it_is_installed():
-    assert python(LAYER).strip() == "tbb"
+@pytest.mark.parametrize("shape", [(512, 128), (8, 16, 30, 30), (8, 3, 60, 60)])
+def test_the_threading_layer_is_tbb_where_it_is_installed(shape):
+    assert layer(shape) == "tbb"
 
 
 def test_a_layer_that_the_user_chose_is_kept():
-    assert python(LAYER, NUMBA_THREADING_LAYER="workqueue").strip() == "workqueue"
+    assert layer((512, 128), NUMBA_THREADING_LAYER="workqueue") == "workqueue"
 
 
 def test_without_compilation():

@@ -49,5 +49,6 @@ def make_tbb_loadable() -> bool:
 
 def count() -> int:
     """Return the number of threads that a parallel kernel would use now (`numba.set_num_threads`)."""
+    make_tbb_loadable()  # asking for the number starts the layer
     threads: int = get_num_threads()
     return threads
