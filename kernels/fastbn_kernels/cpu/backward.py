@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, tile_bounds, tile_count
+from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, merge_bounds, merge_tasks, tile_bounds, tile_count
 from fastbn_kernels.formulas import gradient_coefficients, sum_with_xhat
 from fastbn_kernels.jit import (
     Array,
@@ -150,14 +150,19 @@ def block_sums(dy: Array, x: Array, task: int, mean: Array, totals: Array, produ
 
 
 @scalar
-def merge_block_sums(totals: Array, products: Array, c: int) -> tuple[float, float]:
-    """Return the sums of channel c over its blocks."""
-    total = 0.0
-    product = 0.0
-    for block in range(totals.shape[0]):
-        total += totals[block, c]
-        product += products[block, c]
-    return total, product
+def add_rows(total: Array, other: Array) -> None:
+    """Add the sums (C,) of another block to those of the blocks before it; vectorises over the channels."""
+    for c in range(total.size):
+        total[c] += other[c]
+
+
+@scalar
+def merge_block_sums(task: int, totals: Array, products: Array) -> None:
+    """Add all blocks of this group of channels of the sums (blocks, C) into block 0."""
+    c0, c1 = merge_bounds(task, totals.shape[1])
+    for block in range(1, totals.shape[0]):
+        add_rows(totals[0, c0:c1], totals[block, c0:c1])
+        add_rows(products[0, c0:c1], products[block, c0:c1])
 
 
 @scalar
@@ -251,10 +256,11 @@ def sums_adjacent(
     products = np.empty((blocks, x.shape[1]))
     for task in prange(tasks):
         block_sums(dy, x, task, mean, totals, products)
+    for task in prange(merge_tasks(x.shape[1])):
+        merge_block_sums(task, totals, products)
     for c in range(x.shape[1]):
-        total, product = merge_block_sums(totals, products, c)
-        sum_dy[c] = total
-        sum_dy_xhat[c] = sum_with_xhat(total, product, low[c], invstd[c])
+        sum_dy[c] = totals[0, c]
+        sum_dy_xhat[c] = sum_with_xhat(totals[0, c], products[0, c], low[c], invstd[c])
 
 
 @kernel
@@ -292,10 +298,11 @@ def backward_adjacent(
     c = np.empty(C)
     for task in prange(tasks):
         block_sums(dy, x, task, mean, totals, products)
+    for task in prange(merge_tasks(C)):
+        merge_block_sums(task, totals, products)
     for k in range(C):
-        total, product = merge_block_sums(totals, products, k)
-        sum_dy[k] = total
-        sum_dy_xhat[k] = sum_with_xhat(total, product, low[k], invstd[k])
+        sum_dy[k] = totals[0, k]
+        sum_dy_xhat[k] = sum_with_xhat(totals[0, k], products[0, k], low[k], invstd[k])
         a[k], b[k], c[k] = gradient_coefficients(np.float64(R), low[k], invstd[k], weight[k], sum_dy[k], sum_dy_xhat[k])
     for task in prange(tasks):
         block_gradient(dy, x, tasks - 1 - task, mean, a, b, c, frozen, dx)

@@ -3,8 +3,8 @@
 A tile is summed in one sweep as (x - k) and (x - k)^2 in float64, where the shift k is one of its own values. That is
 as good as subtracting the mean unless the value is an outlier; should it prove to be more than 8 standard deviations
 off, the tile, still in the cache, is summed once more around its mean. So at most 6 of the 53 bits cancel, at any
-mean, and the usual tile is swept once. Tiles are merged by Chan's formula. Means travel as offsets from the channel's first value,
-which keeps the digits that a float64 mean of 1e6 standard deviations would drop.
+mean, and the usual tile is swept once. Tiles are merged by Chan's formula. Means travel as offsets from the channel's
+first value, which keeps the digits that a float64 mean of 1e6 standard deviations would drop.
 
 Two families: channels apart, x (N, C, S) with S values of a channel side by side; channels adjacent, x (R, C).
 """
@@ -13,7 +13,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn_kernels.cpu.tiles import ROWS, block_bounds, block_tasks, tile_bounds, tile_count
+from fastbn_kernels.cpu.tiles import (
+    ROWS,
+    block_bounds,
+    block_tasks,
+    merge_bounds,
+    merge_tasks,
+    tile_bounds,
+    tile_count,
+)
 from fastbn_kernels.formulas import finite_or_zero, group, merge, shift_is_off, split_mean
 from fastbn_kernels.jit import Array, ReadNCS, ReadRC, WriteC, kernel, prange, reduction, scalar
 
@@ -172,21 +180,30 @@ def block_moments(x: Array, task: int, shifts: Array, offsets: Array, squares: A
 
 
 @scalar
-def merge_blocks(x: Array, c: int, offsets: Array, squares: Array) -> tuple[float, float, float]:
-    """Return (mean, low, m2) of channel c from the offsets and squares (blocks, C) of its blocks of rows."""
-    count = 0.0
-    offset = 0.0
-    m2 = 0.0
+def merge_rows(
+    count: float, offset: Array, m2: Array, other_count: float, other_offset: Array, other_m2: Array
+) -> None:
+    """Merge the moments (C,) of another block into those of the blocks before it; vectorises over the channels."""
+    for c in range(offset.size):
+        offset[c], m2[c] = merge(count, offset[c], m2[c], other_count, other_offset[c], other_m2[c])
+
+
+@scalar
+def merge_blocks(x: Array, task: int, offsets: Array, squares: Array, mean: Array, low: Array, m2: Array) -> None:
+    """Fill this group of channels of mean, low and m2 from the moments (blocks, C), of which block 0 is overwritten."""
     R, C = x.shape
-    _, tasks = block_tasks(R, C)
-    columns = tasks // offsets.shape[0]
-    for block in range(offsets.shape[0]):
-        _, r0, r1, _, _ = block_bounds(block * columns, R, C)
+    blocks, tasks = block_tasks(R, C)
+    c0, c1 = merge_bounds(task, C)
+    count = 0.0
+    for block in range(blocks):
+        _, r0, r1, _, _ = block_bounds(block * (tasks // blocks), R, C)
         rows = np.float64(r1 - r0)
-        offset, m2 = merge(count, offset, m2, rows, offsets[block, c], squares[block, c])
+        if block > 0:
+            merge_rows(count, offsets[0, c0:c1], squares[0, c0:c1], rows, offsets[block, c0:c1], squares[block, c0:c1])
         count += rows
-    mean, low = split_mean(finite_or_zero(np.float64(x[0, c])), offset)
-    return mean, low, m2
+    for c in range(c0, c1):
+        mean[c], low[c] = split_mean(finite_or_zero(np.float64(x[0, c])), offsets[0, c])
+        m2[c] = squares[0, c]
 
 
 @kernel
@@ -198,5 +215,5 @@ def moments_adjacent(x: ReadRC, mean: WriteC, low: WriteC, m2: WriteC) -> None:
     shifts = np.empty_like(offsets)
     for task in prange(tasks):
         block_moments(x, task, shifts, offsets, squares)
-    for c in range(x.shape[1]):
-        mean[c], low[c], m2[c] = merge_blocks(x, c, offsets, squares)
+    for task in prange(merge_tasks(x.shape[1])):
+        merge_blocks(x, task, offsets, squares, mean, low, m2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastbn_kernels.cpu.moments import block_moments, channel_moments, merge_blocks
-from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, tile_bounds, tile_count
+from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, merge_tasks, tile_bounds, tile_count
 from fastbn_kernels.formulas import coefficients
 from fastbn_kernels.jit import (
     Array,
@@ -117,8 +117,9 @@ def forward_adjacent(
     shift = np.empty(C)
     for task in prange(tasks):
         block_moments(x, task, shifts, offsets, squares)
+    for task in prange(merge_tasks(C)):
+        merge_blocks(x, task, offsets, squares, mean, low, m2)
     for c in range(C):
-        mean[c], low[c], m2[c] = merge_blocks(x, c, offsets, squares)
         scale[c], shift[c], invstd[c] = coefficients(low[c], m2[c] / np.float64(R), weight[c], bias[c], eps)
     for task in prange(tasks):
         normalize_block(x, tasks - 1 - task, mean, scale, shift, y)
