@@ -5,12 +5,28 @@ import pytest
 
 from conftest import CHECKED
 
+pytestmark = pytest.mark.skipif(not CHECKED, reason="the run with NUMBA_BOUNDSCHECK=1 does this")
 
-@pytest.mark.skipif(not CHECKED, reason="the run with NUMBA_BOUNDSCHECK=1 does this")
-def test_an_index_out_of_range_is_an_error():
-    from fastbn_kernels.cpu.normalize import normalize_adjacent
 
-    x = np.ones((4, 3), np.float32)
-    normalize_adjacent.get(x.dtype, False)(x, np.ones(3), np.ones(3), np.ones(3), np.empty((4, 3), np.float32))
+def normalize(shape, short):
+    """Run a kernel whose output is `short` elements too small for its input."""
+    from fastbn_kernels.cpu.normalize import normalize_apart
+
+    x, C = np.ones(shape, np.float32), shape[1]
+    y = np.empty((1, 1, x.size - short), np.float32)
+    normalize_apart.get(x.dtype, False)(x, np.ones(C), np.ones(C), np.ones(C), False, y)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 16), (4, 3, 5), (4, 3, 40)])
+def test_a_vector_or_part_of_one_out_of_range_is_an_error(shape):
+    normalize(shape, 0)
+    with pytest.raises(IndexError, match="a vector reaches out of its array"):
+        normalize(shape, 1)
+
+
+def test_a_scalar_index_out_of_range_is_an_error():
+    from fastbn_kernels.cpu.normalize import fold_parameters
+
+    arrays = [np.ones(3) for _ in range(4)]
     with pytest.raises(IndexError):
-        normalize_adjacent.get(x.dtype, False)(x, np.ones(3), np.ones(3), np.ones(3), np.empty((4, 2), np.float32))
+        fold_parameters.get(arrays[0].dtype, False)(*arrays, 1.0, np.empty(3), np.empty(3), np.empty(2))

@@ -79,6 +79,21 @@ def test_whole_channels_and_tiles_of_channels(case, monkeypatch):
     same(*found)
 
 
+@pytest.mark.parametrize("threshold", [0, sys.maxsize])
+def test_through_the_cache_and_past_it(case, monkeypatch, threshold):
+    expected = results(*case)
+    monkeypatch.setattr(cpu, "LAST_LEVEL_CACHE", threshold)
+    same(results(*case), expected)
+    x, _, axis = case
+    monkeypatch.setattr(cpu, "LAST_LEVEL_CACHE", 0)
+    for shift in range(0, 20, 3):  # every place that an output may have in its first cache line
+        out = np.full(x.size + 20, np.nan, x.dtype)
+        y, _ = fastbn.batch_norm(x, axis=axis, out=out[shift : shift + x.size].reshape(x.shape))
+        np.testing.assert_array_equal(y, fastbn.batch_norm(x, axis=axis)[0])
+        assert np.isnan(out[:shift]).all()
+        assert np.isnan(out[shift + x.size :]).all()
+
+
 def test_more_threads_than_cores(tmp_path):
     """A process with 16 threads gives the bits of this one."""
     script = (

@@ -13,31 +13,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastbn_kernels.cpu.loops import ROWS, band_sums, runs_sums
 from fastbn_kernels.cpu.tiles import (
-    ROWS,
     block_bounds,
     block_tasks,
     merge_bounds,
     merge_tasks,
+    rows_together,
     tile_bounds,
     tile_count,
 )
 from fastbn_kernels.formulas import finite_or_zero, group, merge, shift_is_off, split_mean
-from fastbn_kernels.jit import Array, ReadNCS, ReadRC, WriteC, kernel, prange, reduction, scalar
+from fastbn_kernels.jit import Array, ReadNCS, ReadRC, WriteC, kernel, prange, scalar
 
 # ---------------------------------------------------------------- channels apart
-
-
-@reduction
-def run_sums(x: Array, k: float) -> tuple[float, float]:
-    """Return the sums of (x - k) and (x - k)^2 over a 1-D run."""
-    total = 0.0
-    squares = 0.0
-    for i in range(x.size):
-        d = np.float64(x[i]) - k
-        total += d
-        squares += d * d
-    return total, squares
 
 
 @scalar
@@ -47,27 +36,17 @@ def channel_origin(x: Array, c: int) -> float:
 
 
 @scalar
-def tile_sums(x: Array, c: int, n0: int, n1: int, s0: int, s1: int, k: float) -> tuple[float, float]:
-    """Return the sums of (x - k) and (x - k)^2 over x[n0:n1, c, s0:s1]."""
-    total = 0.0
-    squares = 0.0
-    for n in range(n0, n1):
-        t, q = run_sums(x[n, c, s0:s1], k)
-        total += t
-        squares += q
-    return total, squares
-
-
-@scalar
 def tile_moments(x: Array, c: int, tile: int) -> tuple[float, float, float]:
     """Return (count, mean - origin, m2) of one tile of channel c."""
-    n0, n1, s0, s1 = tile_bounds(tile, x.shape[0], x.shape[2])
+    N, C, S = x.shape
+    n0, n1, s0, s1 = tile_bounds(tile, N, S)
     count = np.float64((n1 - n0) * (s1 - s0))
+    start = (n0 * C + c) * S + s0
     k = finite_or_zero(np.float64(x[n0, c, s0]))
-    total, squares = tile_sums(x, c, n0, n1, s0, s1, k)
+    total, squares = runs_sums(x, start, C * S, n1 - n0, s1 - s0, k)
     if shift_is_off(count, total, squares):
         k += total / count
-        total, squares = tile_sums(x, c, n0, n1, s0, s1, k)
+        total, squares = runs_sums(x, start, C * S, n1 - n0, s1 - s0, k)
     offset, m2 = group(count, k - channel_origin(x, c), total, squares)
     return count, offset, m2
 
@@ -108,73 +87,64 @@ def moments_apart(x: ReadNCS, mean: WriteC, low: WriteC, m2: WriteC) -> None:
 # ---------------------------------------------------------------- channels adjacent
 
 
-@reduction
-def row_sums(x: Array, k: Array, total: Array, squares: Array) -> None:
-    """Add the sums of (x - k) and (x - k)^2 over one row (C,) to its channels."""
-    for c in range(k.size):
-        d = np.float64(x[c]) - k[c]
-        total[c] += d
-        squares[c] += d * d
+@scalar
+def repeat(values: Array, C: int) -> None:
+    """Fill the array with its first C values over and over."""
+    for c in range(C, values.size):
+        values[c] = values[c - C]
 
 
-@reduction
-def rows_sums(
-    x0: Array, x1: Array, x2: Array, x3: Array, x4: Array, x5: Array, x6: Array, x7: Array,
-    k: Array, total: Array, squares: Array,
-) -> None:  # fmt: skip
-    """Add the sums of (x - k) and (x - k)^2 over ROWS rows (C,) to their channels."""
-    for c in range(k.size):
-        kc = k[c]
-        d0 = np.float64(x0[c]) - kc
-        d1 = np.float64(x1[c]) - kc
-        d2 = np.float64(x2[c]) - kc
-        d3 = np.float64(x3[c]) - kc
-        d4 = np.float64(x4[c]) - kc
-        d5 = np.float64(x5[c]) - kc
-        d6 = np.float64(x6[c]) - kc
-        d7 = np.float64(x7[c]) - kc
-        total[c] += ((d0 + d1) + (d2 + d3)) + ((d4 + d5) + (d6 + d7))
-        squares[c] += ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7))
+@scalar
+def fold(values: Array, C: int) -> None:
+    """Add what stands C, 2 C, ... behind each of the first C values to it."""
+    for start in range(C, values.size, C):
+        for c in range(C):
+            values[c] += values[start + c]
 
 
 @scalar
 def block_sums(x: Array, r0: int, r1: int, c0: int, c1: int, k: Array, total: Array, squares: Array) -> None:
-    """Fill the sums of (x - k) and (x - k)^2 (c1 - c0,) over x[r0:r1, c0:c1]."""
+    """Fill the sums of (x - k) and (x - k)^2 over rows r0 to r1, a channel each, from wide rows' columns c0 to c1."""
+    C = x.shape[1]
+    together = rows_together(C)
     for c in range(c1 - c0):
         total[c] = 0.0
         squares[c] = 0.0
     r = r0
-    while r + ROWS <= r1:
-        rows_sums(
-            x[r, c0:c1], x[r + 1, c0:c1], x[r + 2, c0:c1], x[r + 3, c0:c1],
-            x[r + 4, c0:c1], x[r + 5, c0:c1], x[r + 6, c0:c1], x[r + 7, c0:c1],
-            k, total, squares,
-        )  # fmt: skip
-        r += ROWS
-    while r < r1:
-        row_sums(x[r, c0:c1], k, total, squares)
-        r += 1
+    while r + together <= r1:
+        rows = min(ROWS, (r1 - r) // together)
+        band_sums(x, r * C + c0, together * C, rows, c1 - c0, k, total, squares)
+        r += rows * together
+    if together > 1:
+        fold(total, C)
+        fold(squares, C)
+    if r < r1:
+        band_sums(x, r * C, C, r1 - r, C, k, total, squares)
 
 
 @scalar
 def block_moments(x: Array, task: int, shifts: Array, offsets: Array, squares: Array) -> None:
-    """Fill this tile's part of offsets (from row 0) and squares, (blocks, C); shifts is workspace of that shape."""
-    block, r0, r1, c0, c1 = block_bounds(task, x.shape[0], x.shape[1])
+    """Fill this tile's part of offsets (from row 0) and squares (blocks, wide C); shifts is workspace of that shape."""
+    C = x.shape[1]
+    block, r0, r1, c0, c1 = block_bounds(task, x.shape[0], C)
     k = shifts[block, c0:c1]
     offset = offsets[block, c0:c1]
     m2 = squares[block, c0:c1]
-    for c in range(c1 - c0):
+    channels = min(C, c1 - c0)
+    for c in range(channels):
         k[c] = finite_or_zero(np.float64(x[r0, c0 + c]))
+    repeat(k, channels)
     block_sums(x, r0, r1, c0, c1, k, offset, m2)
     count = np.float64(r1 - r0)
     again = False
-    for c in range(c1 - c0):
+    for c in range(channels):
         if shift_is_off(count, offset[c], m2[c]):
             k[c] += offset[c] / count
             again = True
     if again:
+        repeat(k, channels)
         block_sums(x, r0, r1, c0, c1, k, offset, m2)
-    for c in range(c1 - c0):
+    for c in range(channels):
         origin = finite_or_zero(np.float64(x[0, c0 + c]))
         offset[c], m2[c] = group(count, k[c] - origin, offset[c], m2[c])
 
@@ -190,7 +160,7 @@ def merge_rows(
 
 @scalar
 def merge_blocks(x: Array, task: int, offsets: Array, squares: Array, mean: Array, low: Array, m2: Array) -> None:
-    """Fill this group of channels of mean, low and m2 from the moments (blocks, C), of which block 0 is overwritten."""
+    """Fill this group of channels of mean, low and m2 from the moments of all blocks; block 0 is overwritten."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
     c0, c1 = merge_bounds(task, C)
@@ -209,11 +179,12 @@ def merge_blocks(x: Array, task: int, offsets: Array, squares: Array, mean: Arra
 @kernel
 def moments_adjacent(x: ReadRC, mean: WriteC, low: WriteC, m2: WriteC) -> None:
     """Fill mean, low and m2 of every channel, tiles spread over the threads."""
-    blocks, tasks = block_tasks(x.shape[0], x.shape[1])
-    offsets = np.empty((blocks, x.shape[1]))
+    R, C = x.shape
+    blocks, tasks = block_tasks(R, C)
+    offsets = np.empty((blocks, rows_together(C) * C))
     squares = np.empty_like(offsets)
     shifts = np.empty_like(offsets)
     for task in prange(tasks):
         block_moments(x, task, shifts, offsets, squares)
-    for task in prange(merge_tasks(x.shape[1])):
+    for task in prange(merge_tasks(C)):
         merge_blocks(x, task, offsets, squares, mean, low, m2)

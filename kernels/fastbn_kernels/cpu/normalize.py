@@ -2,15 +2,25 @@
 
 Fused, one thread takes a channel, sums it and normalises it while it is still in that core's cache: the tensor is
 read from memory once. The second sweep runs backwards, so that of a channel larger than the cache it meets first
-what the first sweep left there.
+what the first sweep left there. With `past_cache`, y goes to memory directly: storing it through the cache would first
+read what stood there.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from fastbn_kernels.cpu.moments import block_moments, channel_moments, merge_blocks
-from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, merge_tasks, tile_bounds, tile_count
+from fastbn_kernels.cpu.loops import band_normalize, run_normalize, to_line
+from fastbn_kernels.cpu.moments import block_moments, channel_moments, merge_blocks, repeat
+from fastbn_kernels.cpu.tiles import (
+    block_bounds,
+    block_tasks,
+    merge_tasks,
+    rows_together,
+    tile_bounds,
+    tile_count,
+)
+from fastbn_kernels.cpu.vector import LANES, fence
 from fastbn_kernels.formulas import coefficients
 from fastbn_kernels.jit import (
     Array,
@@ -20,46 +30,55 @@ from fastbn_kernels.jit import (
     WriteC,
     WriteNCS,
     WriteRC,
-    elementwise,
     kernel,
     prange,
     scalar,
 )
 
 
-@elementwise
-def normalize_run(x: Array, mean: float, scale: float, shift: float, y: Array) -> None:
-    """Write y = (x - mean) * scale + shift over a 1-D run of one channel, in float64, rounded once."""
-    for i in range(x.size):
-        y[i] = (np.float64(x[i]) - mean) * scale + shift
-
-
-@elementwise
-def normalize_row(x: Array, mean: Array, scale: Array, shift: Array, y: Array) -> None:
-    """Write y = (x - mean) * scale + shift over one row of adjacent channels."""
-    for c in range(mean.size):
-        y[c] = (np.float64(x[c]) - mean[c]) * scale[c] + shift[c]
-
-
 @scalar
-def normalize_tile(x: Array, c: int, tile: int, mean: float, scale: float, shift: float, y: Array) -> None:
+def normalize_tile(
+    x: Array, c: int, tile: int, mean: float, scale: float, shift: float, y: Array, past_cache: bool
+) -> None:
     """Normalise one tile of channel c of x (N, C, S), last run first."""
-    n0, n1, s0, s1 = tile_bounds(tile, x.shape[0], x.shape[2])
+    N, C, S = x.shape
+    n0, n1, s0, s1 = tile_bounds(tile, N, S)
     for i in range(n1 - n0):
-        n = n1 - 1 - i
-        normalize_run(x[n, c, s0:s1], mean, scale, shift, y[n, c, s0:s1])
+        start = ((n1 - 1 - i) * C + c) * S + s0
+        run_normalize(x, start, s1 - s0, mean, scale, shift, y, past_cache)
+    if past_cache:
+        fence()
 
 
 @scalar
-def normalize_block(x: Array, task: int, mean: Array, scale: Array, shift: Array, y: Array) -> None:
-    """Normalise one tile of x (R, C)."""
-    _, r0, r1, c0, c1 = block_bounds(task, x.shape[0], x.shape[1])
-    for r in range(r0, r1):
-        normalize_row(x[r, c0:c1], mean[c0:c1], scale[c0:c1], shift[c0:c1], y[r, c0:c1])
+def normalize_block(x: Array, task: int, mean: Array, scale: Array, shift: Array, y: Array, past_cache: bool) -> None:
+    """Normalise one tile of x (R, C); mean, scale and shift are those of a wide row and LANES more.
+
+    Past the cache, whole lines of y are written alone, so rows are taken from the first line on that y starts: the
+    columns are then shifted, and the last few are the first of the next row.
+    """
+    R, C = x.shape
+    _, r0, r1, c0, c1 = block_bounds(task, R, C)
+    step = rows_together(C) * C
+    width = c1 - c0
+    rows = (r1 - r0) * C // step
+    start = r0 * C + c0
+    if past_cache and width == step and step % LANES == 0 and rows > 1:
+        head = to_line(y, start, step)
+        end = start + rows * step
+        band_normalize(x, start, step, 1, head, mean, scale, shift, y, 1, False)
+        band_normalize(x, start + head, step, rows - 1, step, mean[head:], scale[head:], shift[head:], y, 8, True)
+        band_normalize(x, end - step + head, step, 1, step - head, mean[head:], scale[head:], shift[head:], y, 1, False)
+        fence()
+    else:
+        band_normalize(x, start, step, rows, width, mean[c0:c1], scale[c0:c1], shift[c0:c1], y, 4, False)
+    rest = (r1 - r0) - rows * step // C
+    if rest > 0:
+        band_normalize(x, (r1 - rest) * C, C, rest, C, mean, scale, shift, y, 1, False)
 
 
 @kernel
-def fold(
+def fold_parameters(
     low: ReadC, var: ReadC, weight: ReadC, bias: ReadC, eps: float, scale: WriteC, shift: WriteC, invstd: WriteC
 ) -> None:
     """Fill scale, shift and invstd (C,) from the statistics and parameters of every channel."""
@@ -67,28 +86,40 @@ def fold(
         scale[c], shift[c], invstd[c] = coefficients(low[c], var[c], weight[c], bias[c], eps)
 
 
+@scalar
+def wide(values: Array, C: int) -> Array:
+    """Return the numbers (C,) of every channel as those of a wide row and LANES more."""
+    result = np.empty(rows_together(C) * C + LANES)
+    for c in range(C):
+        result[c] = values[c]
+    repeat(result, C)
+    return result
+
+
 @kernel
-def normalize_apart(x: ReadNCS, mean: ReadC, scale: ReadC, shift: ReadC, y: WriteNCS) -> None:
+def normalize_apart(x: ReadNCS, mean: ReadC, scale: ReadC, shift: ReadC, past_cache: bool, y: WriteNCS) -> None:
     """Write (x - mean) * scale + shift to y, which may be x, tiles spread over the threads."""
     tiles = tile_count(x.shape[0], x.shape[2])
     tasks = x.shape[1] * tiles
     for i in prange(tasks):
         task = tasks - 1 - i
         c = task // tiles
-        normalize_tile(x, c, task % tiles, mean[c], scale[c], shift[c], y)
+        normalize_tile(x, c, task % tiles, mean[c], scale[c], shift[c], y, past_cache)
 
 
 @kernel
-def normalize_adjacent(x: ReadRC, mean: ReadC, scale: ReadC, shift: ReadC, y: WriteRC) -> None:
+def normalize_adjacent(x: ReadRC, mean: ReadC, scale: ReadC, shift: ReadC, past_cache: bool, y: WriteRC) -> None:
     """Write (x - mean) * scale + shift to y, which may be x, tiles spread over the threads."""
-    _, tasks = block_tasks(x.shape[0], x.shape[1])
+    R, C = x.shape
+    _, tasks = block_tasks(R, C)
+    wide_mean, wide_scale, wide_shift = wide(mean, C), wide(scale, C), wide(shift, C)
     for task in prange(tasks):
-        normalize_block(x, tasks - 1 - task, mean, scale, shift, y)
+        normalize_block(x, tasks - 1 - task, wide_mean, wide_scale, wide_shift, y, past_cache)
 
 
 @kernel
 def forward_apart(
-    x: ReadNCS, weight: ReadC, bias: ReadC, eps: float,
+    x: ReadNCS, weight: ReadC, bias: ReadC, eps: float, past_cache: bool,
     y: WriteNCS, mean: WriteC, low: WriteC, m2: WriteC, invstd: WriteC,
 ) -> None:  # fmt: skip
     """Normalise with the batch's own statistics to y, which may be x, whole channels spread over the threads."""
@@ -99,27 +130,33 @@ def forward_apart(
         mean[c], low[c], m2[c] = channel_moments(x, c)
         scale, shift, invstd[c] = coefficients(low[c], m2[c] / count, weight[c], bias[c], eps)
         for tile in range(tiles):
-            normalize_tile(x, c, tiles - 1 - tile, mean[c], scale, shift, y)
+            normalize_tile(x, c, tiles - 1 - tile, mean[c], scale, shift, y, past_cache)
 
 
 @kernel
 def forward_adjacent(
-    x: ReadRC, weight: ReadC, bias: ReadC, eps: float,
+    x: ReadRC, weight: ReadC, bias: ReadC, eps: float, past_cache: bool,
     y: WriteRC, mean: WriteC, low: WriteC, m2: WriteC, invstd: WriteC,
 ) -> None:  # fmt: skip
     """Normalise with the batch's own statistics to y, which may be x, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
-    offsets = np.empty((blocks, C))
-    squares = np.empty((blocks, C))
-    shifts = np.empty((blocks, C))
-    scale = np.empty(C)
-    shift = np.empty(C)
+    width = rows_together(C) * C
+    offsets = np.empty((blocks, width))
+    squares = np.empty((blocks, width))
+    shifts = np.empty((blocks, width))
+    wide_mean = np.empty(width + LANES)
+    scale = np.empty(width + LANES)
+    shift = np.empty(width + LANES)
     for task in prange(tasks):
         block_moments(x, task, shifts, offsets, squares)
     for task in prange(merge_tasks(C)):
         merge_blocks(x, task, offsets, squares, mean, low, m2)
     for c in range(C):
         scale[c], shift[c], invstd[c] = coefficients(low[c], m2[c] / np.float64(R), weight[c], bias[c], eps)
+        wide_mean[c] = mean[c]
+    repeat(wide_mean, C)
+    repeat(scale, C)
+    repeat(shift, C)
     for task in prange(tasks):
-        normalize_block(x, tasks - 1 - task, mean, scale, shift, y)
+        normalize_block(x, tasks - 1 - task, wide_mean, scale, shift, y, past_cache)

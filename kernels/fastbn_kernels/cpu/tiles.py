@@ -4,22 +4,26 @@ Tiles depend on the shape alone. Every partial result has a slot of its own and 
 so the bits of a result do not depend on the number of threads, nor on which of them did what.
 
 Channels apart, (N, C, S): a tile holds values of one channel, several short runs or a piece of a long one.
-Channels adjacent, (R, C): a tile is a block of rows by a group of columns.
+Channels adjacent, (R, C): a tile is a block of rows by a group of columns. Narrow rows are taken several together, as
+one wide row whose columns are the channels over and over, so that it is made of whole vectors.
 """
 
 from __future__ import annotations
 
+import math
+
+from fastbn_kernels.cpu.loops import ROWS
+from fastbn_kernels.cpu.vector import LANES
 from fastbn_kernels.jit import scalar
 
 # Values in a tile of one channel. 8192 float32 are 32 KB, a first-level cache; a tile also amortises the merge after
 # it (some 5 ns) over at least half a microsecond of sums.
 TILE = 8192
 
-# Rows summed together where channels are adjacent: the accumulators are then loaded and stored once in eight rows.
-# One row at a time reaches half the speed (0.33 against 0.16 ns a value at 64 to 2048 channels).
-ROWS = 8
+# The width that narrow rows are brought to.
+WIDE = 128
 
-# Channels in a tile of rows. Narrow tiles keep the accumulators in the first-level cache but break the rows up, and the
+# Columns in a tile of rows. Narrow tiles keep the accumulators in the first-level cache but break the rows up, and the
 # prefetcher does not follow from one row's piece to the next: at 4096 x 1024, tiles of 512 channels take 0.78 ns a
 # value to normalise, tiles of 1024 and more 0.29.
 COLUMNS = 4096
@@ -62,11 +66,21 @@ def tile_bounds(tile: int, N: int, S: int) -> tuple[int, int, int, int]:
 
 
 @scalar
+def rows_together(C: int) -> int:
+    """Return how many rows of C channels are taken as one wide row: the fewest that make whole vectors, and WIDE."""
+    unit = LANES // math.gcd(C, LANES)
+    if unit * C > COLUMNS:
+        return 1
+    return unit * ((WIDE + unit * C - 1) // (unit * C))
+
+
+@scalar
 def block_shape(R: int, C: int) -> tuple[int, int, int]:
     """Cut R rows of C adjacent channels: (rows a block, blocks, groups of columns)."""
-    height = max(BLOCK // C, (R + MOST_BLOCKS - 1) // MOST_BLOCKS, 4 * ROWS)
-    height = (height + ROWS - 1) // ROWS * ROWS
-    return height, (R + height - 1) // height, (C + COLUMNS - 1) // COLUMNS
+    together = rows_together(C)
+    height = max(BLOCK // C, (R + MOST_BLOCKS - 1) // MOST_BLOCKS, 1)
+    height = (height + together * ROWS - 1) // (together * ROWS) * (together * ROWS)
+    return height, (R + height - 1) // height, (together * C + COLUMNS - 1) // COLUMNS
 
 
 @scalar
@@ -74,6 +88,15 @@ def block_tasks(R: int, C: int) -> tuple[int, int]:
     """Return (blocks of rows, tiles: blocks times groups of columns)."""
     _, blocks, columns = block_shape(R, C)
     return blocks, blocks * columns
+
+
+@scalar
+def block_bounds(task: int, R: int, C: int) -> tuple[int, int, int, int, int]:
+    """Return (block, r0, r1, c0, c1) of a tile of rows and columns, the columns those of a wide row."""
+    height, _, columns = block_shape(R, C)
+    block = task // columns
+    c0 = task % columns * COLUMNS
+    return block, block * height, min(R, (block + 1) * height), c0, min(rows_together(C) * C, c0 + COLUMNS)
 
 
 @scalar
@@ -86,12 +109,3 @@ def merge_tasks(C: int) -> int:
 def merge_bounds(task: int, C: int) -> tuple[int, int]:
     """Return (c0, c1) of a group of channels that is merged."""
     return task * MERGED, min(C, (task + 1) * MERGED)
-
-
-@scalar
-def block_bounds(task: int, R: int, C: int) -> tuple[int, int, int, int, int]:
-    """Return (block, r0, r1, c0, c1) of a tile of rows and columns."""
-    height, _, columns = block_shape(R, C)
-    block = task // columns
-    c0 = task % columns * COLUMNS
-    return block, block * height, min(R, (block + 1) * height), c0, min(C, c0 + COLUMNS)

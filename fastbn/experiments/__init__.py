@@ -1,0 +1,1 @@
+"""Runnable experiments, on public names of fastbn alone. They need the extra ``fastbn[demo]``."""
