@@ -2,8 +2,8 @@
 
     python bench/digits_seeds.py [--first 100] [--count 20] [--out bench/results/digits-seeds.json]
 
-The demo's depth, split and learning rates were settled after looking at seeds 0 to 29; its own table is of seeds 0 to 2.
-Here they are fixed, and the seeds are new. Each net is also trained at a higher rate, the plain net's best of those tried.
+The demo's depth, split and learning rates were settled after looking at seeds 0 to 29; its own table is of seeds 0 to
+2. Here they are fixed, and the seeds are new. Each net is also trained at the rate that was the plain net's best.
 """
 
 from __future__ import annotations

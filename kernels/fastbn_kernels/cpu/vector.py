@@ -20,7 +20,14 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
+from fastbn_kernels.cpu import vector_python
+
 LANES = 16
+
+OPERATIONS = (
+    "load", "load_part", "store", "store_part", "stream", "offset_from_line", "prefetch", "fence",
+    "splat", "keep", "add", "sub", "mul", "fma", "total",
+)  # fmt: skip
 
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
@@ -275,3 +282,7 @@ def total(typing: Any, value: Any) -> tuple[Any, Codegen]:
         return builder.extract_element(value, I32(0))
 
     return types.float64(lanes), codegen
+
+
+if config.DISABLE_JIT:  # for a debugger
+    globals().update({name: getattr(vector_python, name) for name in OPERATIONS})
