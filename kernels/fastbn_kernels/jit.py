@@ -1,12 +1,8 @@
-"""How kernels are compiled: the fastmath sets, the signatures, the cache and the threading layer.
+"""How kernels are compiled: the decorators, the signatures, the cache and the threading layer.
 
-Three decorators, from the inside out:
-
-- `reduction`  a small loop over 1-D slices that may be reassociated, so that LLVM vectorises its sums. It has to be a
-  function of its own: nested in a parallel kernel, the same loop with a blocked bound runs at 8 GB/s instead of 60.
-- `elementwise` a loop with no sum carried across it; only multiply-add contraction is allowed.
-- `scalar`     strict IEEE arithmetic. Everything that decides the bits of a statistic is either strict or stands in
-  a `reduction` that is compiled once, so a serial and a parallel kernel that call it agree to the last bit.
+`scalar` compiles a function of kernels: arithmetic of a channel, control flow, and the inner loops, whose vectors are
+explicit (`cpu/vector.py`). No fastmath flag is set anywhere: LLVM may not reorder a sum nor assume that there are no
+NaN, so a serial and a parallel kernel that call the same function agree to the last bit.
 
 `kernel` compiles one source twice on demand, serial and parallel, for the dtypes that are really used.
 """
@@ -34,10 +30,8 @@ __all__ = [
     "WriteC",
     "WriteNCS",
     "WriteRC",
-    "elementwise",
     "kernel",
     "prange",
-    "reduction",
     "scalar",
 ]
 
@@ -47,25 +41,9 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 NumbaType: TypeAlias = Any
 
-# Never True: that would let LLVM assume that there are no NaN and no infinity, which must stay in their channel.
-REDUCTION_MATH = {"reassoc", "contract", "arcp", "nsz"}
-ELEMENTWISE_MATH = {"contract"}
-
-
-def reduction(function: Function) -> Function:
-    """Compile an inner loop whose sums may be taken in any (fixed) order."""
-    compiled: Function = njit(fastmath=REDUCTION_MATH, nogil=True, error_model="numpy")(function)
-    return compiled
-
-
-def elementwise(function: Function) -> Function:
-    """Compile an inner loop in which every element stands for itself."""
-    compiled: Function = njit(fastmath=ELEMENTWISE_MATH, nogil=True, error_model="numpy")(function)
-    return compiled
-
 
 def scalar(function: Function) -> Function:
-    """Compile strict IEEE arithmetic, or control flow around the loops above."""
+    """Compile a function that kernels call, in strict IEEE arithmetic."""
     compiled: Function = njit(nogil=True, error_model="numpy")(function)
     return compiled
 
