@@ -64,7 +64,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.frameworks
-	$(BIN)/pytest bench --benchmark-group-by=param:shape --benchmark-columns=median,iqr,rounds
+	$(BIN)/pytest bench --benchmark-columns=median,iqr,rounds
 
 accuracy: $(VENV)/.frameworks
 	$(BIN)/python bench/accuracy.py

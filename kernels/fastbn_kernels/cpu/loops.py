@@ -3,7 +3,7 @@
 Two shapes of loop. A run is a stretch of one channel, with that channel's numbers in registers. A band is a few rows, a
 stretch of adjacent channels each, with arrays of numbers, of which those of 16 channels are loaded once for some rows.
 Arrays are contiguous and indexed flat, whatever their axes. After the whole vectors of a run, part of one is loaded
-even if it is empty: a branch around it would cost more (20 ns a run), because Numba then counts references in its arms.
+even if it is empty: a branch around it would cost more (10 ns a run), because Numba then counts references in its arms.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fastbn_kernels.jit import Array, scalar
 
 # Rows in a band that is summed: its accumulators are then loaded and stored once in eight rows. One row at a time
 # reaches half the speed (0.33 against 0.16 ns a value at 64 to 2048 channels). The prefetcher does not follow eight
-# rows at once, so the next band is asked for by hand (65536 x 128: 0.34 against 0.46 ns). For sums over two tensors,
+# rows at once, so the next band is asked for by hand (100352 x 64: 0.34 against 0.47 ns). For sums over two tensors,
 # half as many rows of each.
 ROWS = 8
 
