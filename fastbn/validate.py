@@ -111,7 +111,7 @@ def writable(name: str, array: Array) -> None:
 
 def number(name: str, value: object, expected: str) -> float:
     """Check that a value is one finite real number and return it as a float."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+    if type(value) is not float and (isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{name}: expected {expected}, got {_described(value)}")
     result = float(value)
     if not math.isfinite(result):
