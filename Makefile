@@ -14,7 +14,7 @@ help:
 	@echo "make test             the tests"
 	@echo "make test-frameworks  the tests against PyTorch and the other frameworks (downloads them)"
 	@echo "make test-slow        the tests that take minutes"
-	@echo "make bench            speed beside PyTorch, as ratios (installs the frameworks)"
+	@echo "make bench            speed beside PyTorch, as ratios; RATIOS=FILE keeps them (installs the frameworks)"
 	@echo "make accuracy         the accuracy table of the README, measured here (installs the frameworks)"
 	@echo "make lint             ruff and mypy"
 	@echo "make clean            remove the environment, caches and results"
@@ -64,7 +64,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.frameworks
-	$(BIN)/pytest bench --benchmark-columns=median,iqr,rounds
+	$(BIN)/pytest bench --benchmark-columns=median,iqr,rounds $(if $(RATIOS),--ratios $(RATIOS))
 
 accuracy: $(VENV)/.frameworks
 	$(BIN)/python bench/accuracy.py

@@ -6,6 +6,7 @@ Names and meanings are those of `torch.nn.functional.batch_norm`. The kernels co
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -135,7 +136,7 @@ def batch_norm(
     y = layout.empty(x) if out is None else out
     parameters = _float64(weight, channels, 1.0), _float64(bias, channels, 0.0)
     if training and moments is None and channels > 0:
-        mean, low, m2, invstd = _normalize(x, axis, y, "forward", *parameters, eps)
+        mean, low, m2, invstd = _normalize(x, axis, y, _cpu().forward, *parameters, eps)
         moments = Moments(count, mean, m2)
     else:
         if moments is not None:
@@ -146,7 +147,9 @@ def batch_norm(
             mean, var = np.empty(0), np.empty(0)
         low = np.zeros(channels)
         invstd = (
-            _normalize(x, axis, y, "normalize", mean, low, var, *parameters, eps) if x.size else 1 / np.sqrt(var + eps)
+            _normalize(x, axis, y, _cpu().normalize, mean, low, var, *parameters, eps)
+            if x.size
+            else 1 / np.sqrt(var + eps)
         )
     if training:
         moments = moments or Moments(count, mean, var)
@@ -170,10 +173,10 @@ def batch_norm(
     return y, ctx
 
 
-def _normalize(x: Array, axis: int, y: Array, function: str, *arguments: Any) -> Any:
+def _normalize(x: Array, axis: int, y: Array, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of the backend that reads x and writes y, as (N, C, S)."""
     source, target, buffer = layout.for_forward(x, y, axis)
-    result = getattr(_cpu(), function)(source, *arguments, target)
+    result = function(source, *arguments, target)
     if buffer is not None:
         y[...] = buffer
     return result

@@ -34,10 +34,6 @@ def poisoned(shape, dtype):
     return np.full(shape, np.nan, dtype)
 
 
-def channels(shape, axis):
-    return shape[axis]
-
-
 def _sliced(x):
     """The same values at every second place along every axis of a larger array."""
     big = np.full([2 * n for n in x.shape], np.nan, x.dtype)

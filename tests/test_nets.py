@@ -5,6 +5,7 @@ import pytest
 
 import fastbn
 from fastbn.experiments import nets
+from tolerance import difference
 
 STEP = 1e-6
 BUILDERS = [nets.mlp, nets.convnet]
@@ -15,24 +16,13 @@ def rng():
     return np.random.default_rng(7)
 
 
-def difference(f, array, index):
-    """The central difference of f() by one element of an array that f reads."""
-    saved = array[index]
-    array[index] = saved + STEP
-    above = f()
-    array[index] = saved - STEP
-    below = f()
-    array[index] = saved
-    return (above - below) / (2 * STEP)
-
-
 def check(f, array, gradient, samples=40):
     """Compare a gradient with central differences of f(), at up to `samples` elements."""
     assert gradient.shape == array.shape
     assert gradient.dtype == array.dtype == np.float64
     indices = np.argwhere(np.ones_like(array, bool))
     for index in map(tuple, rng().permutation(indices)[:samples]):
-        np.testing.assert_allclose(gradient[index], difference(f, array, index), rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(gradient[index], difference(f, array, index, STEP), rtol=1e-5, atol=1e-8)
 
 
 def check_layer(layer, x):

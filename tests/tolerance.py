@@ -52,16 +52,21 @@ def check_backward(grads, expected, dy, f, weight=None):
         check(grads.dbias, dbias, error * count)
 
 
+def difference(loss, values, index, step):
+    """Return the central difference of loss() by one element of an array that it reads."""
+    saved = values[index]
+    values[index] = saved + step
+    above = loss()
+    values[index] = saved - step
+    below = loss()
+    values[index] = saved
+    return (above - below) / (2 * step)
+
+
 def check_differences(loss, values, gradient, tolerance=1e-6):
     """Check a float64 gradient against central differences of a function without arguments, in place.
 
     The error of (f(v + h) - f(v - h)) / 2h is h^2 f''' / 6 + 2^-52 f / h: some 1e-10 with h = 1e-5.
     """
     for i in np.ndindex(values.shape):
-        old, h = values[i], 1e-5
-        values[i] = old + h
-        above = loss()
-        values[i] = old - h
-        below = loss()
-        values[i] = old
-        assert abs((above - below) / (2 * h) - gradient[i]) < tolerance * (1 + abs(gradient[i]))
+        assert abs(difference(loss, values, i, 1e-5) - gradient[i]) < tolerance * (1 + abs(gradient[i]))

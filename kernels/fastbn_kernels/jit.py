@@ -90,15 +90,14 @@ class Kernel:
 
     def get(self, dtype: np.dtype[Any], parallel: bool) -> Callable[..., None]:
         """Return the function compiled for data of `dtype`, compiling it or loading it from the cache if need be."""
-        try:
-            return self._compiled[dtype.char, parallel]
-        except KeyError:
+        key = dtype.char, parallel
+        if key not in self._compiled:
             with self._lock:
-                return self._compiled.setdefault((dtype.char, parallel), self._compile(dtype, parallel))
+                if key not in self._compiled:  # another thread may have been first
+                    self._compiled[key] = self._compile(dtype, parallel)
+        return self._compiled[key]
 
     def _compile(self, dtype: np.dtype[Any], parallel: bool) -> Callable[..., None]:
-        if (dtype.char, parallel) in self._compiled:  # another thread was first
-            return self._compiled[dtype.char, parallel]
         if config.DISABLE_JIT:
             return self._source
         if parallel:

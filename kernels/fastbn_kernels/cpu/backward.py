@@ -18,8 +18,6 @@ from fastbn_kernels.cpu.loops import (
     run_scale,
     runs_gradient_sums,
 )
-from fastbn_kernels.cpu.moments import fold, repeat
-from fastbn_kernels.cpu.normalize import wide
 from fastbn_kernels.cpu.tiles import (
     block_bounds,
     block_tasks,
@@ -30,6 +28,7 @@ from fastbn_kernels.cpu.tiles import (
     tile_count,
 )
 from fastbn_kernels.cpu.vector import fence
+from fastbn_kernels.cpu.wide import fold, wide, wide_rows
 from fastbn_kernels.formulas import gradient_coefficients, sum_with_xhat
 from fastbn_kernels.jit import (
     Array,
@@ -124,14 +123,10 @@ def wide_coefficients(
 ) -> tuple[Array, Array, Array]:
     """Return the coefficients a, b and c of dx as those of a wide row."""
     C = low.size
-    width = rows_together(C) * C
-    a, b, c = np.empty(width), np.empty(width), np.empty(width)
+    a, b, c = np.empty(C), np.empty(C), np.empty(C)
     for k in range(C):
         a[k], b[k], c[k] = gradient_coefficients(count, low[k], invstd[k], weight[k], sum_dy[k], sum_dy_xhat[k])
-    repeat(a, C)
-    repeat(b, C)
-    repeat(c, C)
-    return a, b, c
+    return wide(a, C), wide(b, C), wide(c, C)
 
 
 @scalar
@@ -141,21 +136,17 @@ def block_gradient(
 ) -> None:  # fmt: skip
     """Write dx of one tile of rows and columns; mean, a, b and c are those of a wide row."""
     C = x.shape[1]
-    _, r0, r1, c0, c1 = block_bounds(task, x.shape[0], C)
-    step = rows_together(C) * C
-    rows = (r1 - r0) * C // step
-    rest = (r1 - r0) - rows * step // C
-    start = r0 * C + c0
+    start, step, rows, c0, c1, rest, tail = wide_rows(task, x.shape[0], C)
     if frozen:
         band_scale(dy, start, step, rows, c1 - c0, a[c0:c1], dx)
-        band_scale(dy, (r1 - rest) * C, C, rest, min(C, c1 - c0), a, dx)
+        band_scale(dy, tail, C, rest, min(C, c1 - c0), a, dx)
         return
     # From memory, one row after the other: the prefetcher loses track of 8 rows of two tensors (65536 x 128: 2.2
     # against 3.7 ms). In the cache, the coefficients of a channel are loaded once for 4 rows.
     at_once = 1 if past_cache else 4
     band_gradient(dy, x, start, step, rows, c1 - c0, mean[c0:c1], a[c0:c1], b[c0:c1], c[c0:c1], dx, at_once)
     if rest > 0:
-        band_gradient(dy, x, (r1 - rest) * C, C, rest, C, mean, a, b, c, dx, 1)
+        band_gradient(dy, x, tail, C, rest, C, mean, a, b, c, dx, 1)
 
 
 # ---------------------------------------------------------------- kernels, channels apart

@@ -23,6 +23,7 @@ from fastbn_kernels.cpu.tiles import (
     tile_bounds,
     tile_count,
 )
+from fastbn_kernels.cpu.wide import fold, repeat
 from fastbn_kernels.formulas import finite_or_zero, group, merge, shift_is_off, split_mean
 from fastbn_kernels.jit import Array, ReadNCS, ReadRC, WriteC, kernel, prange, scalar
 
@@ -85,21 +86,6 @@ def moments_apart(x: ReadNCS, mean: WriteC, low: WriteC, m2: WriteC) -> None:
 
 
 # ---------------------------------------------------------------- channels adjacent
-
-
-@scalar
-def repeat(values: Array, C: int) -> None:
-    """Fill the array with its first C values over and over."""
-    for c in range(C, values.size):
-        values[c] = values[c - C]
-
-
-@scalar
-def fold(values: Array, C: int) -> None:
-    """Add what stands C, 2 C, ... behind each of the first C values to it."""
-    for start in range(C, values.size, C):
-        for c in range(C):
-            values[c] += values[start + c]
 
 
 @scalar

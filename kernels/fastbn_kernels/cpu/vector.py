@@ -22,7 +22,7 @@ from numba.extending import intrinsic, models, register_model
 
 from fastbn_kernels.cpu import vector_python
 
-LANES = 16
+LANES = vector_python.LANES
 
 OPERATIONS = (
     "load", "load_part", "store", "store_part", "stream", "offset_from_line", "prefetch", "fence",
