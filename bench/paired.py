@@ -1,42 +1,84 @@
-"""Compare two functions on a machine that other programs share: in turn, in one run, by the median of ratios."""
+"""Compare functions on a machine that other programs share: in turn, in one run, by the medians of ratios."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-# Rounds are taken until the pair has used this long, between these bounds.
-SECONDS = 1.5
-ROUNDS = 11, 200
+# Rounds are taken until the participants have used this many seconds each, between these bounds.
+SECONDS = 0.2
+ROUNDS = 7, 100
+# Whoever has used so many seconds, plain NumPy on 400 MB for one, sits out the rounds that follow, after the third.
+PATIENCE = 3.0, 3
 
 # Worker threads of OpenMP and TBB go on spinning after a call, for up to some milliseconds, and take a core away from
 # whoever is called next: without a rest, PyTorch's workers made fastbn look half as fast (1.9 instead of 3.4 times
 # PyTorch at 32 x 64 x 56 x 56), and the other way round.
 REST = 0.005
 
+# A burst lasts about so long, in seconds: after a rest, the first calls of a short function are slow.
+BURST = 5e-4
+CALLS = 3, 30
+# From here on, a function is called once a burst: it finds none of its data in a cache anyway.
+LONG = 0.025
 
-def burst(function: Callable[[], object]) -> float:
-    """Return the median seconds of three calls, after a rest and a call that is not counted."""
-    time.sleep(REST)
-    function()
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+Function = Callable[[], object]
 
 
-def speedup(ours: Callable[[], object], theirs: Callable[[], object]) -> float:
-    """Return how many times faster `ours` is than `theirs`: the median over rounds of a burst each, in turn."""
-    ratios: list[float] = []
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured: seconds a call, and how many times the first participant's time each one took; medians."""
+
+    seconds: dict[str, float]
+    ratios: dict[str, float]
+    rounds: int
+
+
+def _timed(function: Function) -> float:
     started = time.perf_counter()
-    while len(ratios) < ROUNDS[0] or (len(ratios) < ROUNDS[1] and time.perf_counter() - started < SECONDS):
-        if len(ratios) % 2:
-            slow = burst(theirs)
-            ratios.append(slow / burst(ours))
-        else:
-            fast = burst(ours)
-            ratios.append(burst(theirs) / fast)
-    return statistics.median(ratios)
+    function()
+    return time.perf_counter() - started
+
+
+def burst(function: Function, about: float) -> float:
+    """Return the median seconds of some calls, after a rest and calls that are not counted.
+
+    `about` is how long a call takes, which decides how many there are.
+    """
+    time.sleep(REST)
+    if about >= LONG:
+        return _timed(function)
+    calls = min(max(int(BURST / about), CALLS[0]), CALLS[1])
+    for _ in range(calls // 3):
+        function()
+    return statistics.median(_timed(function) for _ in range(calls))
+
+
+def compare(
+    functions: Mapping[str, Function], seconds: float = SECONDS, rounds: tuple[int, int] = ROUNDS
+) -> Comparison:
+    """Call all functions in turn, round after round. The ratios are of times of one round, to the first function's."""
+    names = list(functions)
+    about = {}
+    for name, function in functions.items():
+        function()  # compiles, allocates, faults pages in
+        about[name] = _timed(function)
+    times: list[dict[str, float]] = []
+    started = time.perf_counter()
+    while len(times) < rounds[0] or (
+        len(times) < rounds[1] and time.perf_counter() - started < seconds * len(functions)
+    ):
+        # Everyone comes first, and after everyone else: by turns from another one on, forwards and backwards.
+        turn = len(times) % len(names)
+        order = names[turn:] + names[:turn]
+        if len(times) // len(names) % 2:
+            order.reverse()
+        left_out = {n for n in names[1:] if len(times) >= PATIENCE[1] and about[n] * len(times) > PATIENCE[0]}
+        times.append({name: burst(functions[name], about[name]) for name in order if name not in left_out})
+    return Comparison(
+        {name: statistics.median(t[name] for t in times if name in t) for name in names},
+        {name: statistics.median(t[name] / t[names[0]] for t in times if name in t) for name in names},
+        len(times),
+    )
