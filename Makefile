@@ -7,14 +7,15 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo demo-quick test test-frameworks test-slow lint format bench accuracy clean
+.PHONY: help demo demo-quick test test-frameworks test-slow lint format bench bench-quick accuracy clean
 
 help:
 	@echo "make demo             train on real digits with and without batch normalization: a table and a figure"
 	@echo "make test             the tests"
 	@echo "make test-frameworks  the tests against PyTorch and the other frameworks (downloads them)"
 	@echo "make test-slow        the tests that take minutes"
-	@echo "make bench            speed beside PyTorch, as ratios; RATIOS=FILE keeps them (installs the frameworks)"
+	@echo "make bench            speed beside PyTorch, JAX, oneDNN, NumPy and a copy, in 25 minutes (installs the frameworks)"
+	@echo "make bench-quick      a selection of that, in three minutes; WRITE=STEM keeps it as STEM.json and STEM.md"
 	@echo "make accuracy         the accuracy table of the README, measured here (installs the frameworks)"
 	@echo "make lint             ruff and mypy"
 	@echo "make clean            remove the environment, caches and results"
@@ -63,8 +64,15 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+BENCHMARK = $(BIN)/pytest --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname
+
+# The figures are kept and drawn even if one of them fails its test.
 bench: $(VENV)/.frameworks
-	$(BIN)/pytest bench --benchmark-columns=median,iqr,rounds $(if $(RATIOS),--ratios $(RATIOS))
+	$(BENCHMARK) bench/test_speed.py bench/test_sweeps.py bench/test_start.py --write bench/results/cpu; \
+		failed=$$?; $(BIN)/python bench/plots.py bench/results/cpu.json && exit $$failed
+
+bench-quick: $(VENV)/.frameworks
+	$(BENCHMARK) bench/test_speed.py --quick $(if $(WRITE),--write $(WRITE))
 
 accuracy: $(VENV)/.frameworks
 	$(BIN)/python bench/accuracy.py
