@@ -146,11 +146,10 @@ def batch_norm(
         else:
             mean, var = np.empty(0), np.empty(0)
         low = np.zeros(channels)
-        invstd = (
-            _normalize(x, axis, y, _cpu().normalize, mean, low, var, *parameters, eps)
-            if x.size
-            else 1 / np.sqrt(var + eps)
-        )
+        if x.size:
+            mean, low, invstd = _normalize(x, axis, y, _cpu().normalize, mean, var, *parameters, eps)
+        else:
+            invstd = 1 / np.sqrt(var + eps)
     if training:
         moments = moments or Moments(count, mean, var)
         if running is not None:

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import sys
 
 import numpy as np
 import pytest
@@ -25,9 +24,9 @@ def pytest_report_header():
 @pytest.fixture(autouse=CHECKED)
 def serial_kernels(monkeypatch):
     """With bounds checks, run serial twins alone: an exception does not leave a parallel region."""
-    from fastbn.backends import cpu
+    from plans import force
 
-    monkeypatch.setattr(cpu, "PARALLEL_FROM", sys.maxsize)
+    force(monkeypatch, parallel=False)
 
 
 @pytest.fixture

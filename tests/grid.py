@@ -16,6 +16,7 @@ SMALL = [
     ((3, 4, 5), 0),  # channels first
     ((1, 2, 1, 1), 1),
     ((40, 600), 1),  # more channels than a group of columns
+    ((17, 100, 7, 7), 1),  # groups of channels with short runs
 ]
 # Above PARALLEL_FROM, and with more than one tile: whole channels, tiles of few channels, blocks of rows.
 LARGE = [
@@ -23,6 +24,7 @@ LARGE = [
     ((6, 3, 150, 150), 1),  # fewer channels than threads, pieces of runs
     ((3, 1, 40000), 1),  # one channel
     ((700, 5, 7, 7), 1),  # many short runs a tile
+    ((100, 40, 12, 12), 1),  # the same with more than one tile
     ((3000, 40), 1),
     ((30, 24, 24, 12), 3),
     ((200, 700), 1),

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn.backends import cpu
 from grid import STORED, draw
+from plans import force
 
 SHAPES = [
     ((32, 64, 14, 14), 1),
+    ((100, 40, 12, 12), 1),
     ((6, 3, 150, 150), 1),
     ((700, 5, 7, 7), 1),
     ((3000, 40), 1),
@@ -67,25 +68,25 @@ def test_any_number_of_threads(case):
 
 def test_serial_and_parallel(case, monkeypatch):
     expected = results(*case)
-    monkeypatch.setattr(cpu, "PARALLEL_FROM", sys.maxsize)
+    force(monkeypatch, parallel=False)
     same(results(*case), expected)
 
 
 def test_whole_channels_and_tiles_of_channels(case, monkeypatch):
     found = []
     for whole in (True, False):
-        monkeypatch.setattr(cpu, "_whole_channels", lambda _, whole=whole: whole)
+        force(monkeypatch, whole=whole)
         found.append(results(*case))
     same(*found)
 
 
-@pytest.mark.parametrize("threshold", [0, sys.maxsize])
-def test_through_the_cache_and_past_it(case, monkeypatch, threshold):
+@pytest.mark.parametrize("past_cache", [False, True])
+def test_through_the_cache_and_past_it(case, monkeypatch, past_cache):
     expected = results(*case)
-    monkeypatch.setattr(cpu, "LAST_LEVEL_CACHE", threshold)
+    force(monkeypatch, past_cache=(past_cache, past_cache))
     same(results(*case), expected)
     x, _, axis = case
-    monkeypatch.setattr(cpu, "LAST_LEVEL_CACHE", 0)
+    force(monkeypatch, past_cache=(True, True))
     for shift in range(0, 20, 3):  # every place that an output may have in its first cache line
         out = np.full(x.size + 20, np.nan, x.dtype)
         y, _ = fastbn.batch_norm(x, axis=axis, out=out[shift : shift + x.size].reshape(x.shape))

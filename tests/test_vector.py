@@ -61,13 +61,13 @@ def arithmetic(a, b, c, count, out):
     store(out, 32, mul(va, vb))
     store(out, 48, fma(va, vb, vc))
     store(out, 64, keep(va, count))
-    store(out, 80, splat(3.5))
+    store(out, 80, splat(a, 3.5))
     return total(va)
 
 
 def python_arithmetic(a, b, c, count):
     p = vector_python
-    values = [p.add(a, b), p.sub(a, b), p.mul(a, b), a * b + c, p.keep(a, count), p.splat(3.5)]
+    values = [p.add(a, b), p.sub(a, b), p.mul(a, b), a * b + c, p.keep(a, count), p.splat(a, 3.5)]
     return np.concatenate(values), p.total(a)
 
 

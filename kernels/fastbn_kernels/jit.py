@@ -66,8 +66,13 @@ ARGUMENTS: dict[str, Callable[[NumbaType], NumbaType]] = {
     "WriteRC": lambda data: types.Array(data, 2, "C"),
     "WriteC": lambda _: types.Array(types.float64, 1, "C"),
     "float": lambda _: types.float64,
+    "int": lambda _: types.intp,
     "bool": lambda _: types.boolean,
 }
+
+
+# float16 and bfloat16 travel as their bits, told apart by the sign of the integer.
+DTYPES = {"f": types.float32, "d": types.float64, "h": types.int16, "H": types.uint16}
 
 
 class Kernel:
@@ -105,7 +110,7 @@ class Kernel:
         started = time.perf_counter()
         dispatcher = njit(parallel=parallel, nogil=True, error_model="numpy")(self._twin(parallel))
         cache.enable(dispatcher)
-        data = types.float32 if dtype.char == "f" else types.float64
+        data = DTYPES[dtype.char]
         dispatcher.compile(tuple(argument(data) for argument in self._signature))
         dispatcher.disable_compile()  # an argument of any other type is a mistake of ours, not a new specialisation
         hit = bool(dispatcher.stats.cache_hits)

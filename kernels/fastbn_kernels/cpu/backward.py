@@ -9,15 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn_kernels.cpu.loops import (
-    ROWS,
-    band_gradient,
-    band_gradient_sums,
-    band_scale,
-    run_gradient,
-    run_scale,
-    runs_gradient_sums,
-)
+from fastbn_kernels.cpu.bands import rows_gradient, rows_gradient_sums, rows_scale
+from fastbn_kernels.cpu.runs import run_gradient, run_scale, runs_gradient_sums, to_line
 from fastbn_kernels.cpu.tiles import (
     block_bounds,
     block_tasks,
@@ -27,7 +20,7 @@ from fastbn_kernels.cpu.tiles import (
     tile_bounds,
     tile_count,
 )
-from fastbn_kernels.cpu.vector import fence
+from fastbn_kernels.cpu.vector import LANES, fence
 from fastbn_kernels.cpu.wide import fold, wide, wide_rows
 from fastbn_kernels.formulas import gradient_coefficients, sum_with_xhat
 from fastbn_kernels.jit import (
@@ -84,16 +77,13 @@ def block_sums(dy: Array, x: Array, task: int, mean: Array, totals: Array, produ
     for c in range(c1 - c0):
         total[c] = 0.0
         product[c] = 0.0
-    r = r0
-    while r + together <= r1:
-        rows = min(ROWS // 2, (r1 - r) // together)
-        band_gradient_sums(dy, x, r * C + c0, together * C, rows, c1 - c0, mean[c0:c1], total, product)
-        r += rows * together
+    rows = (r1 - r0) // together
+    rows_gradient_sums(dy, x, r0 * C + c0, together * C, rows, c1 - c0, mean[c0:c1], total, product)
     if together > 1:
         fold(total, C)
         fold(product, C)
-    if r < r1:
-        band_gradient_sums(dy, x, r * C, C, r1 - r, C, mean, total, product)
+        rest = (r1 - r0) % together
+        rows_gradient_sums(dy, x, (r1 - rest) * C, C, rest, C, mean, total, product)
 
 
 @scalar
@@ -119,14 +109,14 @@ def merge_sums(
 
 @scalar
 def wide_coefficients(
-    count: float, low: Array, invstd: Array, weight: Array, sum_dy: Array, sum_dy_xhat: Array
+    x: Array, count: float, low: Array, invstd: Array, weight: Array, sum_dy: Array, sum_dy_xhat: Array
 ) -> tuple[Array, Array, Array]:
     """Return the coefficients a, b and c of dx as those of a wide row."""
     C = low.size
     a, b, c = np.empty(C), np.empty(C), np.empty(C)
     for k in range(C):
         a[k], b[k], c[k] = gradient_coefficients(count, low[k], invstd[k], weight[k], sum_dy[k], sum_dy_xhat[k])
-    return wide(a, C), wide(b, C), wide(c, C)
+    return wide(x, a), wide(x, b), wide(x, c)
 
 
 @scalar
@@ -138,15 +128,21 @@ def block_gradient(
     C = x.shape[1]
     start, step, rows, c0, c1, rest, tail = wide_rows(task, x.shape[0], C)
     if frozen:
-        band_scale(dy, start, step, rows, c1 - c0, a[c0:c1], dx)
-        band_scale(dy, tail, C, rest, min(C, c1 - c0), a, dx)
+        rows_scale(dy, start, step, rows, c1 - c0, a[c0:c1], dx)
+        rows_scale(dy, tail, C, rest, min(C, c1 - c0), a, dx)
         return
-    # From memory, one row after the other: the prefetcher loses track of 8 rows of two tensors (65536 x 128: 2.2
-    # against 3.7 ms). In the cache, the coefficients of a channel are loaded once for 4 rows.
-    at_once = 1 if past_cache else 4
-    band_gradient(dy, x, start, step, rows, c1 - c0, mean[c0:c1], a[c0:c1], b[c0:c1], c[c0:c1], dx, at_once)
+    if past_cache and c1 - c0 == step and step % LANES == 0 and rows > 1:  # as in `normalize_block`
+        head = to_line(dx, start, step)
+        last = start + (rows - 1) * step + head
+        rows_gradient(dy, x, start, step, 1, head, mean, a, b, c, dx, False)
+        m, av, bv, cv = mean[head:], a[head:], b[head:], c[head:]
+        rows_gradient(dy, x, start + head, step, rows - 1, step, m, av, bv, cv, dx, True)
+        rows_gradient(dy, x, last, step, 1, step - head, m, av, bv, cv, dx, False)
+        fence()
+    else:
+        rows_gradient(dy, x, start, step, rows, c1 - c0, mean[c0:c1], a[c0:c1], b[c0:c1], c[c0:c1], dx, False)
     if rest > 0:
-        band_gradient(dy, x, tail, C, rest, C, mean, a, b, c, dx, 1)
+        rows_gradient(dy, x, tail, C, rest, C, mean, a, b, c, dx, False)
 
 
 # ---------------------------------------------------------------- kernels, channels apart
@@ -224,7 +220,7 @@ def sums_adjacent(
     """Fill sum dy and sum dy * xhat of every channel, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
-    wide_mean = wide(mean, C)
+    wide_mean = wide(x, mean)
     totals = np.empty((blocks, wide_mean.size))
     products = np.empty((blocks, wide_mean.size))
     for task in prange(tasks):
@@ -241,8 +237,8 @@ def gradient_adjacent(
     """Write dx, which may be dy or x, from sums over `count` values, tiles spread over the threads."""
     R, C = x.shape
     _, tasks = block_tasks(R, C)
-    wide_mean = wide(mean, C)
-    a, b, c = wide_coefficients(count, low, invstd, weight, sum_dy, sum_dy_xhat)
+    wide_mean = wide(x, mean)
+    a, b, c = wide_coefficients(x, count, low, invstd, weight, sum_dy, sum_dy_xhat)
     for task in prange(tasks):
         block_gradient(dy, x, tasks - 1 - task, wide_mean, a, b, c, frozen, dx, past_cache)
 
@@ -258,13 +254,13 @@ def backward_adjacent(
     """
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
-    wide_mean = wide(mean, C)
+    wide_mean = wide(x, mean)
     totals = np.empty((blocks, wide_mean.size))
     products = np.empty((blocks, wide_mean.size))
     for task in prange(tasks):
         block_sums(dy, x, task, wide_mean, totals, products)
     for task in prange(merge_tasks(C)):
         merge_sums(task, totals, products, low, invstd, sum_dy, sum_dy_xhat)
-    a, b, c = wide_coefficients(np.float64(R), low, invstd, weight, sum_dy, sum_dy_xhat)
+    a, b, c = wide_coefficients(x, np.float64(R), low, invstd, weight, sum_dy, sum_dy_xhat)
     for task in prange(tasks):
         block_gradient(dy, x, tasks - 1 - task, wide_mean, a, b, c, frozen, dx, past_cache)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn_kernels.cpu.loops import ROWS, band_sums, runs_sums
+from fastbn_kernels.cpu.bands import rows_sums
+from fastbn_kernels.cpu.runs import runs_sums
 from fastbn_kernels.cpu.tiles import (
     block_bounds,
     block_tasks,
@@ -23,7 +24,8 @@ from fastbn_kernels.cpu.tiles import (
     tile_bounds,
     tile_count,
 )
-from fastbn_kernels.cpu.wide import fold, repeat
+from fastbn_kernels.cpu.vector import rounded, value
+from fastbn_kernels.cpu.wide import empty_numbers, fold, repeat
 from fastbn_kernels.formulas import finite_or_zero, group, merge, shift_is_off, split_mean
 from fastbn_kernels.jit import Array, ReadNCS, ReadRC, WriteC, kernel, prange, scalar
 
@@ -33,7 +35,15 @@ from fastbn_kernels.jit import Array, ReadNCS, ReadRC, WriteC, kernel, prange, s
 @scalar
 def channel_origin(x: Array, c: int) -> float:
     """Return what the offsets of channel c are measured from: its first value, if that is finite."""
-    return finite_or_zero(np.float64(x[0, c, 0]))
+    return finite_or_zero(value(x, c * x.shape[2]))
+
+
+@scalar
+def as_pair(x: Array, origin: float, offset: float) -> tuple[float, float]:
+    """Return origin + offset as (mean, low), the mean rounded to what values of x are computed with."""
+    mean, low = split_mean(origin, offset)
+    held = rounded(x, mean)
+    return held, low + finite_or_zero(mean - held)
 
 
 @scalar
@@ -43,10 +53,10 @@ def tile_moments(x: Array, c: int, tile: int) -> tuple[float, float, float]:
     n0, n1, s0, s1 = tile_bounds(tile, N, S)
     count = np.float64((n1 - n0) * (s1 - s0))
     start = (n0 * C + c) * S + s0
-    k = finite_or_zero(np.float64(x[n0, c, s0]))
+    k = finite_or_zero(value(x, start))
     total, squares = runs_sums(x, start, C * S, n1 - n0, s1 - s0, k)
     if shift_is_off(count, total, squares):
-        k += total / count
+        k = rounded(x, k + total / count)
         total, squares = runs_sums(x, start, C * S, n1 - n0, s1 - s0, k)
     offset, m2 = group(count, k - channel_origin(x, c), total, squares)
     return count, offset, m2
@@ -62,7 +72,7 @@ def channel_moments(x: Array, c: int) -> tuple[float, float, float]:
         tile_n, tile_offset, tile_m2 = tile_moments(x, c, tile)
         offset, m2 = merge(count, offset, m2, tile_n, tile_offset, tile_m2)
         count += tile_n
-    mean, low = split_mean(channel_origin(x, c), offset)
+    mean, low = as_pair(x, channel_origin(x, c), offset)
     return mean, low, m2
 
 
@@ -81,7 +91,7 @@ def moments_apart(x: ReadNCS, mean: WriteC, low: WriteC, m2: WriteC) -> None:
         for task in range(c * tiles, (c + 1) * tiles):
             offset, squares = merge(count, offset, squares, slots[task, 0], slots[task, 1], slots[task, 2])
             count += slots[task, 0]
-        mean[c], low[c] = split_mean(channel_origin(x, c), offset)
+        mean[c], low[c] = as_pair(x, channel_origin(x, c), offset)
         m2[c] = squares
 
 
@@ -96,16 +106,12 @@ def block_sums(x: Array, r0: int, r1: int, c0: int, c1: int, k: Array, total: Ar
     for c in range(c1 - c0):
         total[c] = 0.0
         squares[c] = 0.0
-    r = r0
-    while r + together <= r1:
-        rows = min(ROWS, (r1 - r) // together)
-        band_sums(x, r * C + c0, together * C, rows, c1 - c0, k, total, squares)
-        r += rows * together
+    rows = (r1 - r0) // together
+    rows_sums(x, r0 * C + c0, together * C, rows, c1 - c0, k, total, squares)
     if together > 1:
         fold(total, C)
         fold(squares, C)
-    if r < r1:
-        band_sums(x, r * C, C, r1 - r, C, k, total, squares)
+        rows_sums(x, (r0 + rows * together) * C, C, (r1 - r0) % together, C, k, total, squares)
 
 
 @scalar
@@ -118,7 +124,7 @@ def block_moments(x: Array, task: int, shifts: Array, offsets: Array, squares: A
     m2 = squares[block, c0:c1]
     channels = min(C, c1 - c0)
     for c in range(channels):
-        k[c] = finite_or_zero(np.float64(x[r0, c0 + c]))
+        k[c] = finite_or_zero(value(x, r0 * C + c0 + c))
     repeat(k, channels)
     block_sums(x, r0, r1, c0, c1, k, offset, m2)
     count = np.float64(r1 - r0)
@@ -131,7 +137,7 @@ def block_moments(x: Array, task: int, shifts: Array, offsets: Array, squares: A
         repeat(k, channels)
         block_sums(x, r0, r1, c0, c1, k, offset, m2)
     for c in range(channels):
-        origin = finite_or_zero(np.float64(x[0, c0 + c]))
+        origin = finite_or_zero(value(x, c0 + c))
         offset[c], m2[c] = group(count, k[c] - origin, offset[c], m2[c])
 
 
@@ -158,7 +164,7 @@ def merge_blocks(x: Array, task: int, offsets: Array, squares: Array, mean: Arra
             merge_rows(count, offsets[0, c0:c1], squares[0, c0:c1], rows, offsets[block, c0:c1], squares[block, c0:c1])
         count += rows
     for c in range(c0, c1):
-        mean[c], low[c] = split_mean(finite_or_zero(np.float64(x[0, c])), offsets[0, c])
+        mean[c], low[c] = as_pair(x, finite_or_zero(value(x, c)), offsets[0, c])
         m2[c] = squares[0, c]
 
 
@@ -167,9 +173,10 @@ def moments_adjacent(x: ReadRC, mean: WriteC, low: WriteC, m2: WriteC) -> None:
     """Fill mean, low and m2 of every channel, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
-    offsets = np.empty((blocks, rows_together(C) * C))
-    squares = np.empty_like(offsets)
-    shifts = np.empty_like(offsets)
+    width = rows_together(C) * C
+    offsets = np.empty((blocks, width))
+    squares = np.empty((blocks, width))
+    shifts = empty_numbers(x, blocks * width).reshape((blocks, width))
     for task in prange(tasks):
         block_moments(x, task, shifts, offsets, squares)
     for task in prange(merge_tasks(C)):

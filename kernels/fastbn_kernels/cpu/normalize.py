@@ -10,17 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn_kernels.cpu.loops import band_normalize, run_normalize, to_line
+from fastbn_kernels.cpu.bands import rows_normalize
 from fastbn_kernels.cpu.moments import block_moments, channel_moments, merge_blocks
-from fastbn_kernels.cpu.tiles import (
-    block_tasks,
-    merge_tasks,
-    rows_together,
-    tile_bounds,
-    tile_count,
-)
+from fastbn_kernels.cpu.runs import run_normalize, to_line
+from fastbn_kernels.cpu.tiles import block_tasks, merge_tasks, rows_together, tile_bounds, tile_count
 from fastbn_kernels.cpu.vector import LANES, fence
-from fastbn_kernels.cpu.wide import wide, wide_rows
+from fastbn_kernels.cpu.wide import empty_numbers, wide, wide_rows
 from fastbn_kernels.formulas import coefficients
 from fastbn_kernels.jit import (
     Array,
@@ -59,19 +54,17 @@ def normalize_block(x: Array, task: int, mean: Array, scale: Array, shift: Array
     """
     C = x.shape[1]
     start, step, rows, c0, c1, rest, tail = wide_rows(task, x.shape[0], C)
-    # Coefficients are loaded once for several rows: in the cache 4 are best (3136 x 512: 0.14 ms; 0.22 for one), past
-    # it 8 (65536 x 128: 0.87 ms; 1.34 for 4).
     if past_cache and c1 - c0 == step and step % LANES == 0 and rows > 1:
         head = to_line(y, start, step)
         last = start + (rows - 1) * step + head
-        band_normalize(x, start, step, 1, head, mean, scale, shift, y, 1, False)
-        band_normalize(x, start + head, step, rows - 1, step, mean[head:], scale[head:], shift[head:], y, 8, True)
-        band_normalize(x, last, step, 1, step - head, mean[head:], scale[head:], shift[head:], y, 1, False)
+        rows_normalize(x, start, step, 1, head, mean, scale, shift, y, False)
+        rows_normalize(x, start + head, step, rows - 1, step, mean[head:], scale[head:], shift[head:], y, True)
+        rows_normalize(x, last, step, 1, step - head, mean[head:], scale[head:], shift[head:], y, False)
         fence()
     else:
-        band_normalize(x, start, step, rows, c1 - c0, mean[c0:c1], scale[c0:c1], shift[c0:c1], y, 4, False)
+        rows_normalize(x, start, step, rows, c1 - c0, mean[c0:c1], scale[c0:c1], shift[c0:c1], y, False)
     if rest > 0:
-        band_normalize(x, tail, C, rest, C, mean, scale, shift, y, 1, False)
+        rows_normalize(x, tail, C, rest, C, mean, scale, shift, y, False)
 
 
 @kernel
@@ -99,7 +92,7 @@ def normalize_adjacent(x: ReadRC, mean: ReadC, scale: ReadC, shift: ReadC, past_
     """Write (x - mean) * scale + shift to y, which may be x, tiles spread over the threads."""
     R, C = x.shape
     _, tasks = block_tasks(R, C)
-    wide_mean, wide_scale, wide_shift = wide(mean, C), wide(scale, C), wide(shift, C)
+    wide_mean, wide_scale, wide_shift = wide(x, mean), wide(x, scale), wide(x, shift)
     for task in prange(tasks):
         normalize_block(x, tasks - 1 - task, wide_mean, wide_scale, wide_shift, y, past_cache)
 
@@ -131,7 +124,7 @@ def forward_adjacent(
     width = rows_together(C) * C
     offsets = np.empty((blocks, width))
     squares = np.empty((blocks, width))
-    shifts = np.empty((blocks, width))
+    shifts = empty_numbers(x, blocks * width).reshape((blocks, width))
     scale = np.empty(C)
     shift = np.empty(C)
     for task in prange(tasks):
@@ -140,6 +133,6 @@ def forward_adjacent(
         merge_blocks(x, task, offsets, squares, mean, low, m2)
     for c in range(C):
         scale[c], shift[c], invstd[c] = coefficients(low[c], m2[c] / np.float64(R), weight[c], bias[c], eps)
-    wide_mean, wide_scale, wide_shift = wide(mean, C), wide(scale, C), wide(shift, C)
+    wide_mean, wide_scale, wide_shift = wide(x, mean), wide(x, scale), wide(x, shift)
     for task in prange(tasks):
         normalize_block(x, tasks - 1 - task, wide_mean, wide_scale, wide_shift, y, past_cache)

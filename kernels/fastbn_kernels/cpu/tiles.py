@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from fastbn_kernels.cpu.loops import ROWS
+from fastbn_kernels.cpu.bands import STREAMS
 from fastbn_kernels.cpu.vector import LANES
 from fastbn_kernels.jit import scalar
 
@@ -79,7 +79,7 @@ def block_shape(R: int, C: int) -> tuple[int, int, int]:
     """Cut R rows of C adjacent channels: (rows a block, blocks, groups of columns)."""
     together = rows_together(C)
     height = max(BLOCK // C, (R + MOST_BLOCKS - 1) // MOST_BLOCKS, 1)
-    height = (height + together * ROWS - 1) // (together * ROWS) * (together * ROWS)
+    height = (height + together * STREAMS - 1) // (together * STREAMS) * (together * STREAMS)
     return height, (R + height - 1) // height, (together * C + COLUMNS - 1) // COLUMNS
 
 

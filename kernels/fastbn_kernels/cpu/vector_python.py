@@ -9,37 +9,78 @@ from fastbn_kernels.jit import Array
 LANES = 16
 
 
+def decode(array: Array) -> Array:
+    """Return stored elements as they are computed with: float64, or float32 for the bits of 16-bit floats."""
+    if array.dtype == np.int16:
+        return array.view(np.float16).astype(np.float32)
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float64)
+
+
+def encode(vector: Array, dtype: np.dtype[np.generic]) -> Array:
+    """Round computed values to elements as they are stored."""
+    if dtype == np.int16:
+        with np.errstate(over="ignore"):
+            return vector.astype(np.float16).view(np.int16)
+    if dtype == np.uint16:
+        bits = vector.astype(np.float32).view(np.uint32)
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        return np.where(np.isnan(vector), 0x7FC0, rounded).astype(np.uint16)
+    return vector.astype(dtype)
+
+
 def load(array: Array, index: int) -> Array:
     """Return array.flat[index : index + LANES]."""
-    return array.reshape(-1)[index : index + LANES].astype(np.float64)
+    return decode(array.reshape(-1)[index : index + LANES])
 
 
 def load_part(array: Array, index: int, count: int) -> Array:
     """Return array.flat[index : index + count] and zeros."""
-    value = np.zeros(LANES)
-    value[:count] = array.reshape(-1)[index : index + count]
-    return value
+    part = decode(array.reshape(-1)[index : index + count])
+    return np.concatenate([part, np.zeros(LANES - count, part.dtype)])
 
 
-def store(array: Array, index: int, value: Array) -> None:
+def numbers(array: Array, index: int) -> Array:
+    """Return array.flat[index : index + LANES] of numbers in the dtype of the arithmetic."""
+    return array.reshape(-1)[index : index + LANES].copy()
+
+
+def numbers_part(array: Array, index: int, count: int) -> Array:
+    """Return array.flat[index : index + count] and zeros."""
+    part = array.reshape(-1)[index : index + count]
+    return np.concatenate([part, np.zeros(LANES - count, part.dtype)])
+
+
+def value(array: Array, index: int) -> float:
+    """Return array.flat[index] as a float64."""
+    return float(decode(array.reshape(-1)[index : index + 1])[0])
+
+
+def rounded(array: Array, number: float) -> float:
+    """Return a number as the arithmetic on an array holds it."""
+    return float(np.float32(number)) if array.itemsize == 2 else number
+
+
+def store(array: Array, index: int, vector: Array) -> None:
     """Write array.flat[index : index + LANES]."""
-    array.reshape(-1)[index : index + LANES] = value
+    array.reshape(-1)[index : index + LANES] = encode(vector, array.dtype)
 
 
-def store_part(array: Array, index: int, count: int, value: Array) -> None:
+def store_part(array: Array, index: int, count: int, vector: Array) -> None:
     """Write array.flat[index : index + count]."""
-    array.reshape(-1)[index : index + count] = value[:count]
+    array.reshape(-1)[index : index + count] = encode(vector, array.dtype)[:count]
 
 
-def stream(array: Array, index: int, value: Array) -> None:
-    """Write array.flat[index : index + LANES], aligned to 64 bytes."""
+def stream(array: Array, index: int, vector: Array) -> None:
+    """Write array.flat[index : index + LANES], which `offset_from_line` calls aligned."""
     assert offset_from_line(array, index) == 0
-    store(array, index, value)
+    store(array, index, vector)
 
 
 def offset_from_line(array: Array, index: int) -> int:
-    """Return how many elements array.flat[index] lies behind a multiple of 64 bytes."""
-    return int((array.ctypes.data + index * array.itemsize) % 64 // array.itemsize)
+    """Return how many elements array.flat[index] lies behind a multiple of a vector's bytes, at most 64."""
+    return int((array.ctypes.data + index * array.itemsize) % min(64, LANES * array.itemsize) // array.itemsize)
 
 
 def prefetch(array: Array, index: int) -> None:
@@ -50,14 +91,14 @@ def fence() -> None:
     """Do nothing."""
 
 
-def splat(value: float) -> Array:
-    """Return a vector of one value."""
-    return np.full(LANES, value)
+def splat(array: Array, number: float) -> Array:
+    """Return a vector of one number, to compute with values of an array."""
+    return np.full(LANES, number, np.float32 if array.itemsize == 2 else np.float64)
 
 
-def keep(value: Array, count: int) -> Array:
+def keep(vector: Array, count: int) -> Array:
     """Return the vector with lanes from `count` on replaced by zero."""
-    return np.where(np.arange(LANES) < count, value, 0.0)
+    return np.where(np.arange(LANES) < count, vector, vector.dtype.type(0))
 
 
 def add(a: Array, b: Array) -> Array:
@@ -80,8 +121,13 @@ def fma(a: Array, b: Array, c: Array) -> Array:
     return a * b + c
 
 
-def total(value: Array) -> float:
-    """Return the sum of the lanes: halves added to halves."""
-    while value.size > 1:
-        value = value[: value.size // 2] + value[value.size // 2 :]
-    return float(value[0])
+def widen(vector: Array) -> Array:
+    """Return a vector as float64."""
+    return vector.astype(np.float64)
+
+
+def total(vector: Array) -> float:
+    """Return the sum of float64 lanes: halves added to halves."""
+    while vector.size > 1:
+        vector = vector[: vector.size // 2] + vector[vector.size // 2 :]
+    return float(vector[0])

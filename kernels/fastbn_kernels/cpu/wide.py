@@ -1,12 +1,33 @@
-"""Numbers of channels as those of a wide row, which is several narrow rows taken together (see `tiles`)."""
+"""Numbers of channels as those of a wide row, which is several narrow rows taken together (see `tiles`).
+
+They are in the dtype of the arithmetic: float64, or float32 where the data have 16 bits.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numba.extending import overload
 
 from fastbn_kernels.cpu.tiles import block_bounds, rows_together
 from fastbn_kernels.cpu.vector import LANES
 from fastbn_kernels.jit import Array, scalar
+
+
+def empty_numbers(x: Array, size: int) -> Array:
+    """Return a new array for numbers that values of x are computed with."""
+    return np.empty(size, np.float32 if x.itemsize == 2 else np.float64)
+
+
+@overload(empty_numbers)  # type: ignore[untyped-decorator]
+def _empty_numbers(x: Any, size: Any) -> Any:
+    dtype = np.float32 if x.dtype.bitwidth == 16 else np.float64
+
+    def implementation(x: Any, size: Any) -> Any:
+        return np.empty(size, dtype)
+
+    return implementation
 
 
 @scalar
@@ -25,9 +46,10 @@ def fold(values: Array, C: int) -> None:
 
 
 @scalar
-def wide(values: Array, C: int) -> Array:
-    """Return the numbers (C,) of every channel as those of a wide row and LANES more."""
-    result = np.empty(rows_together(C) * C + LANES)
+def wide(x: Array, values: Array) -> Array:
+    """Return the numbers (C,) of every channel of x (R, C) as those of a wide row and LANES more."""
+    C = values.size
+    result = empty_numbers(x, rows_together(C) * C + LANES)
     for c in range(C):
         result[c] = values[c]
     repeat(result, C)
