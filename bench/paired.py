@@ -29,10 +29,14 @@ Function = Callable[[], object]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured: seconds a call, and how many times the first participant's time each one took; medians."""
+    """What was measured: seconds a call, and how many times the first participant's time each one took.
+
+    Medians, and the quartiles of the ratios, which tell a steady row from one that other programs disturbed.
+    """
 
     seconds: dict[str, float]
     ratios: dict[str, float]
+    quartiles: dict[str, tuple[float, float]]
     rounds: int
 
 
@@ -77,8 +81,17 @@ def compare(
             order.reverse()
         left_out = {n for n in names[1:] if len(times) >= PATIENCE[1] and about[n] * len(times) > PATIENCE[0]}
         times.append({name: burst(functions[name], about[name]) for name in order if name not in left_out})
+    ratios = {name: [t[name] / t[names[0]] for t in times if name in t] for name in names}
     return Comparison(
         {name: statistics.median(t[name] for t in times if name in t) for name in names},
-        {name: statistics.median(t[name] / t[names[0]] for t in times if name in t) for name in names},
+        {name: statistics.median(values) for name, values in ratios.items()},
+        {name: _quartiles(values) for name, values in ratios.items()},
         len(times),
     )
+
+
+def _quartiles(values: list[float]) -> tuple[float, float]:
+    if len(values) < 2:
+        return values[0], values[0]
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return first, third

@@ -54,7 +54,10 @@ def speedup(record: dict[str, Any]) -> Any:
                 axis.plot(eager, place, "o", color=colour, markersize=4)
         axis.axvline(1, color="#d1495b", linewidth=1)
         axis.set_xscale("log")
+        axis.set_xticks([0.2, 0.5, 1, 2, 5, 10, 20, 50])
         _decimal(axis.xaxis)
+        if axis.has_data():
+            axis.autoscale(axis="x")
         axis.grid(axis="x", which="both", alpha=0.2)
         axis.set_title(f"{operation}, float32: times faster", fontsize=10)
     axes[0].set_yticks(range(len(names)))

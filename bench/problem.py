@@ -72,22 +72,26 @@ def parameter_dtype(data: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def draw(case: Case, dtype: str, operation: str) -> Problem:
-    """Return fresh random data, whose channels are neither centred nor of variance 1; dy is empty where not needed."""
+    """Return fresh random data; dy is empty where it is not needed.
+
+    Channels are neither centred nor of variance 1, and dy is correlated with x: sums of which all terms cancel would
+    be compared in their rounding errors.
+    """
     rng = np.random.default_rng()
     data = numpy_dtype(dtype)
     own = parameter_dtype(data)
 
-    def large(mean: float, std: float) -> np.ndarray:
-        values = rng.standard_normal(case.shape, np.float64 if data == np.float64 else np.float32)
-        values *= std
-        values += mean
-        return values.astype(data, copy=False)
-
     def small(low: float, high: float) -> np.ndarray:
         return rng.uniform(low, high, case.channels).astype(own)
 
-    x = large(0.5, 1.5)
-    dy = large(0.1, 1.0) if operation in ("backward", "both") else np.empty(0, data)
+    x = rng.standard_normal(case.shape, own)
+    x *= 1.5
+    x += 0.5
+    dy = np.empty(0, own)
+    if operation in ("backward", "both"):
+        dy = rng.standard_normal(case.shape, own)
+        dy += np.float32(0.25) * x
+    x, dy = x.astype(data, copy=False), dy.astype(data, copy=False)
     return Problem(case, x, dy, small(0.5, 1.5), small(-1, 1), small(-1, 1), small(0.5, 1.5))
 
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from others import DISTURBED
+
 Row = dict[str, Any]
 
 EAGER = "PyTorch eager"
@@ -25,6 +27,7 @@ PEERS = (EAGER, "torch.compile", "oneDNN", "JAX jit", "NumPy")
 DISTRIBUTIONS = ("fastbn", "numpy", "numba", "llvmlite", "torch", "jax", "ml_dtypes")
 APART = ("NCHW", "NCL", "NCDHW")
 LARGE = 100_000_000
+UNSTEADY = 1.5
 
 
 def _processor() -> str:
@@ -112,6 +115,20 @@ def standing(record: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def _spread(row: Row) -> float:
+    """Return how far apart the quartiles of the ratio to eager are."""
+    first, third = row["quartiles"].get(EAGER, (1, 1))
+    return third / first
+
+
+def disturbed(record: dict[str, Any]) -> str:
+    """Return a sentence about the rows during which other programs ran."""
+    rows = [row for row in record["rows"] if (row["others"] or 0) > DISTURBED]
+    return (
+        f"Other programs took more than {DISTURBED:.0%} of the processor in {len(rows)} of {len(record['rows'])} rows."
+    )
+
+
 def _verdict(met: bool | None) -> str:
     return {True: "met", False: "not met", None: "not measured"}[met]
 
@@ -131,8 +148,11 @@ def summary(record: dict[str, Any]) -> list[str]:
         f"  target {item['target']:.2f}  {_verdict(item['met'])}"
         for item in standing(record)
     ]
+    unsteady = [row for row in record["rows"] if _spread(row) > UNSTEADY]
     losing = [row for row in record["rows"] if (against_eager(row) or 1) < 1]
-    lines += ["", f"slower than PyTorch eager: {len(losing)} of {len(record['rows'])} rows"]
+    lines += ["", disturbed(record)]
+    lines += [f"unsteady (quartiles of the ratio to eager more than {UNSTEADY} times apart): {len(unsteady)} rows"]
+    lines += [f"slower than PyTorch eager: {len(losing)} of {len(record['rows'])} rows"]
     return lines + [
         f"{_number(against_eager(row)):>6}  {row['suite']:12} {_name(row)} {row['operation']} {row['dtype']}"
         for row in sorted(losing, key=against_eager)
@@ -194,6 +214,8 @@ def markdown(record: dict[str, Any]) -> str:
             "in turn in one run, outputs preallocated where the peer allows it; summaries are geometric means. The",
             "share of the copy is useful bytes / time, as a part of the rate of the fastest copy of x. Where a peer is",
             "faster, the number is **bold**.",
+            "",
+            disturbed(record),
             "",
             "## Targets",
             "",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import limit
 import numpy as np
+import others
 import plan
 import pytest
 import suites
@@ -82,3 +87,14 @@ def test_plans_are_whole():
     full = {(entry.case, entry.operation, entry.dtype) for entry in plan.full()}
     assert {(entry.case, entry.operation, entry.dtype) for entry in plan.quick()} <= full
     assert {(operation, dtype) for _, operation, dtype in full} >= {(o, d) for o in OPERATIONS for d in DTYPES}
+
+
+def test_others_are_noticed():
+    """This process is not one of them; another one is."""
+    if (share := others.Watch().share()) is None:
+        pytest.skip("the system does not say what its processors do")
+    assert share >= 0
+    code = "import time; end = time.perf_counter() + 0.5\nwhile time.perf_counter() < end: pass"
+    watch = others.Watch()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert watch.share() > 0.3 / os.cpu_count()

@@ -11,8 +11,9 @@ HEADER = {"date": "2026-11-21", "processor": "a processor", "threads": 2, "last_
 def row(operation="forward", dtype="float32", layout="NCHW", eager=2.0, jax=3.0, nbytes=1000, **others):
     return {
         "suite": "suite", "shape": [10, 5, 5, 1], "layout": layout, "operation": operation, "dtype": dtype,
-        "bytes": nbytes, "rounds": 7, "seconds": {"fastbn": 1e-3, "PyTorch eager": eager * 1e-3, "copy, plain": 5e-4},
-        "speedup": {"PyTorch eager": eager, "JAX jit": jax}, "unavailable": {"oneDNN": "why not"},
+        "bytes": nbytes, "rounds": 7, "others": 0.1, "seconds": {"fastbn": 1e-3, "PyTorch eager": eager * 1e-3, "copy, plain": 5e-4},
+        "speedup": {"PyTorch eager": eager, "JAX jit": jax}, "quartiles": {"PyTorch eager": [eager, 1.6 * eager]},
+        "unavailable": {"oneDNN": "why not"},
         "copy": "copy, plain", "useful_tensors": 2, "share_of_copy": 0.5,
     } | others  # fmt: skip
 
@@ -51,6 +52,8 @@ def test_page_and_files(tmp_path):
     page = (tmp_path / "cpu.md").read_text()
     assert "| suite | 10 x 5 x 5 x 1 NCHW | backward | float32 | 1 | **0.80** | - | - | 3.00 | - | 0.50 | - |" in page
     assert "- oneDNN: why not" in page
+    assert "Other programs took more than 5% of the processor in 3 of 3 rows." in page
+    assert any("more than 1.5 times apart): 3 rows" in line for line in report.summary(found))
     assert any("slower than PyTorch eager: 1 of 3 rows" in line for line in report.summary(found))
 
 
