@@ -1,8 +1,8 @@
 """How much of the processor other programs took while something was measured.
 
 Ratios of calls made in turn survive a slow machine, but not a busy one: OpenMP's threads wait for each other by
-spinning, so a neighbour on one of two cores made a call of PyTorch's of 12 us take 8 to 47 ms, in every turn, and
-fastbn a thousand times as fast. Rows that were disturbed are measured again, and said to be if it did not help.
+spinning, so a neighbour of higher priority on one of two cores made a call of PyTorch's of 12 us take 8 to 47 ms, in
+every turn, and fastbn a thousand times as fast. Rows that were disturbed are measured again, and said to be if it did not help.
 """
 
 from __future__ import annotations

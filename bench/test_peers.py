@@ -90,7 +90,7 @@ def test_plans_are_whole():
 
 
 def test_others_are_noticed():
-    """This process is not one of them; another one is."""
+    """A process is not one of the others to itself; its child is."""
     if (share := others.Watch().share()) is None:
         pytest.skip("the system does not say what its processors do")
     assert share >= 0
