@@ -2,7 +2,8 @@
 
 Ratios of calls made in turn survive a slow machine, but not a busy one: OpenMP's threads wait for each other by
 spinning, so a neighbour of higher priority on one of two cores made a call of PyTorch's of 12 us take 8 to 47 ms, in
-every turn, and fastbn a thousand times as fast. Rows that were disturbed are measured again, and said to be if it did not help.
+every turn, and fastbn a thousand times as fast. Rows that were disturbed are measured again, and said to be if it did
+not help.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from peers import PEERS, numpy_plain
 from problem import Unavailable, check, draw
 from suites import Case
 
-NARROW = "fastbn, float32"
+WIDE = "fastbn, float32"
 # How often a row is measured before it is taken as it is, disturbed.
 ATTEMPTS = 3
 
@@ -50,7 +50,7 @@ def measure(
             else:
                 functions[name] = run.call
     if with_float32:
-        functions[NARROW] = ours.build(draw(case, "float32", operation), operation).call
+        functions[WIDE] = ours.build(draw(case, "float32", operation), operation).call
     functions |= limit.copies(problem.x.nbytes)
     del expected
     for _ in range(ATTEMPTS):
@@ -77,7 +77,7 @@ def measure(
     tensors = limit.useful_tensors(case, problem.x.itemsize, operation, limit.last_level_cache())
     row |= {"copy": name, "useful_tensors": tensors, "share_of_copy": _three(tensors / 2 * found.ratios[name])}
     if with_float32:
-        row["speedup_over_float32"] = _three(found.ratios[NARROW])
+        row["speedup_over_float32"] = _three(found.ratios[WIDE])
     gc.collect()
     return own, row
 
