@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import layout, memory, validate
+from fastbn import fast, layout, memory, validate
 from fastbn.moments import BackwardSums, Moments
-from fastbn.results import Context, Gradients
+from fastbn.results import BIAS, INVSTD, LOW, M2, MEAN, WEIGHT, Context, Gradients
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -23,13 +23,6 @@ def _cpu() -> Any:
     from fastbn.backends import cpu
 
     return cpu
-
-
-def _float64(parameter: Array | None, channels: int, default: float) -> Array:
-    """Return a parameter as the kernels take it, always a copy."""
-    if parameter is None:
-        return np.full(channels, default)
-    return np.array(parameter, dtype=np.float64, order="C")
 
 
 def _dtype(parameter: Array | None) -> np.dtype[Any] | None:
@@ -111,6 +104,10 @@ def batch_norm(
     >>> bool(np.allclose(y.mean((0, 2, 3)), 0, atol=1e-6)), bool(np.allclose(y.std((0, 2, 3)), 1, atol=1e-4))
     (True, True)
     """
+    if moments is None and (training is True or training is False):
+        done = fast.forward(x, weight, bias, running_mean, running_var, momentum, correction, eps, axis, training, out)
+        if done is not None:
+            return done
     x = validate.data(x)
     axis = validate.axis(axis, x)
     training = validate.flag("training", training)
@@ -134,41 +131,30 @@ def batch_norm(
         out = validate.output(out, x, {"x": x}, others)
 
     y = layout.empty(x) if out is None else out
-    parameters = _float64(weight, channels, 1.0), _float64(bias, channels, 0.0)
+    table = np.empty((6, channels))
+    table[WEIGHT] = 1.0 if weight is None else weight
+    table[BIAS] = 0.0 if bias is None else bias
     if training and moments is None and channels > 0:
-        mean, low, m2, invstd = _normalize(x, axis, y, _cpu().forward, *parameters, eps)
-        moments = Moments(count, mean, m2)
+        _normalize(x, axis, y, _cpu().forward, table, eps)
     else:
         if moments is not None:
             mean, var = moments.mean, moments.var()
         elif running is not None:
-            mean, var = _float64(running[0], channels, 0.0), _float64(running[1], channels, 1.0)
+            mean, var = running
         else:
             mean, var = np.empty(0), np.empty(0)
-        low = np.zeros(channels)
+        table[MEAN], table[LOW], table[M2] = mean, 0.0, var  # the variance has the place of m2 here
         if x.size:
-            mean, low, invstd = _normalize(x, axis, y, _cpu().normalize, mean, var, *parameters, eps)
+            _normalize(x, axis, y, _cpu().normalize, table, eps)
         else:
-            invstd = 1 / np.sqrt(var + eps)
-    if training:
-        moments = moments or Moments(count, mean, var)
-        if running is not None:
-            _update(running, moments, momentum, correction)
-    overwritten = out is not None and x.size > 0 and memory.same(x, out)
-    ctx = Context(
-        x=None if overwritten else x,
-        shape=x.shape,
-        dtype=x.dtype,
-        axis=axis,
-        count=count,
-        mean=mean,
-        low=low,
-        invstd=invstd,
-        moments=moments,
-        weight=parameters[0],
-        weight_dtype=_dtype(weight),
-        bias_dtype=_dtype(bias),
-    )
+            table[INVSTD] = 1 / np.sqrt(table[M2] + eps)
+    ctx = Context(x, axis, count, table, _dtype(weight), _dtype(bias), not training, moments)
+    if training and running is not None:
+        batch = ctx.moments
+        assert batch is not None
+        _update(running, batch, momentum, correction)
+    if out is not None and x.size > 0 and memory.same(x, out):
+        ctx.forget_x()
     return y, ctx
 
 
@@ -273,8 +259,8 @@ def batch_moments(x: Array, *, axis: int = 1) -> Moments:
     if not own.contiguous:
         x = np.array(x, order="K")
         own = layout.of(x, axis)
-    mean, _, m2 = _cpu().moments(layout.view(x, own))
-    return Moments(count, mean, m2)
+    mean, low, m2 = _cpu().moments(own.view(x))
+    return Moments(count, mean + low, m2)
 
 
 def backward_sums(dy: Array, ctx: Context) -> BackwardSums:
@@ -303,7 +289,7 @@ def backward_sums(dy: Array, ctx: Context) -> BackwardSums:
     if x.size == 0:
         return BackwardSums(ctx.count, np.zeros(ctx.mean.size), np.zeros(ctx.mean.size))
     g, source, _ = layout.for_backward(dy, x, ctx.axis)
-    return BackwardSums(ctx.count, *_cpu().sums(g, source, ctx.mean, ctx.low, ctx.invstd))
+    return BackwardSums(ctx.count, *_cpu().sums(g, source, ctx.table))
 
 
 def batch_norm_backward(
@@ -350,6 +336,10 @@ def batch_norm_backward(
     >>> bool(np.abs(grads.dx).max() < 1e-12)
     True
     """
+    if sums is None:
+        grads = fast.backward(dy, ctx, out)
+        if grads is not None:
+            return grads
     x = validate.context(ctx)
     dy = validate.gradient(dy, x)
     if sums is not None:
@@ -367,17 +357,16 @@ def batch_norm_backward(
         dx = layout.empty(template) if out is None else out
         fits = layout.of(dx, ctx.axis).fits(layout.of(template, ctx.axis))
         buffer = dx if fits else layout.empty(template)
-        target = layout.view(buffer, layout.of(buffer, ctx.axis))
-        statistics = ctx.weight, ctx.mean, ctx.low, ctx.invstd
+        target = layout.of(buffer, ctx.axis).view(buffer)
         if sums is None:
-            sums = BackwardSums(ctx.count, *_cpu().backward(g, source, *statistics, ctx.frozen, target))
+            sums = BackwardSums(ctx.count, *_cpu().backward(g, source, ctx.table, ctx.frozen, target))
         else:
             given = sums.sum_dy, sums.sum_dy_xhat, sums.count
-            _cpu().gradient(g, source, *statistics, *given, ctx.frozen, target)
+            _cpu().gradient(g, source, ctx.table, *given, ctx.frozen, target)
         if not fits:
             dx[...] = buffer
         if over_x:
-            ctx.x = None
+            ctx.forget_x()
     return Gradients(
         dx,
         None if ctx.weight_dtype is None else sums.sum_dy_xhat.astype(ctx.weight_dtype),

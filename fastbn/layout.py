@@ -21,6 +21,20 @@ class Layout(NamedTuple):
     order: tuple[int, ...]  # the axes, slowest first
     shape: tuple[int, int, int]  # (N, C, S)
     contiguous: bool  # whether the array in that order is C-contiguous, hence can be viewed
+    in_order: bool  # whether that order is the array's own
+    compact_shape: tuple[int, ...]  # the shape without an S of 1
+    count: int  # values a channel
+    size: int  # values
+
+    def view(self, array: Array) -> Array:
+        """Return a contiguous array of this layout as (N, C, S), without a copy."""
+        return array.reshape(self.shape) if self.in_order else array.transpose(self.order).reshape(self.shape)
+
+    def compact(self, array: Array) -> Array:
+        """Return a contiguous array of this layout as (N, C) if S is 1, else as (N, C, S), without a copy."""
+        if array.shape == self.compact_shape:
+            return array
+        return array.reshape(self.compact_shape) if self.in_order else self.view(array).reshape(self.compact_shape)
 
     def fits(self, other: Layout) -> bool:
         """Return whether arrays of one shape in these layouts can go through a kernel together."""
@@ -41,7 +55,10 @@ def analyse(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, axi
     at = order.index(axis)
     N = math.prod(shape[i] for i in order[:at])
     S = math.prod(shape[i] for i in order[at + 1 :])
-    return Layout(tuple(order), (N, shape[axis], S), contiguous)
+    in_order = order == list(range(len(shape)))
+    full = N, shape[axis], S
+    compact = full[:2] if S == 1 else full
+    return Layout(tuple(order), full, contiguous, in_order, compact, N * S, math.prod(shape))
 
 
 def of(array: Array, axis: int) -> Layout:
@@ -50,11 +67,6 @@ def of(array: Array, axis: int) -> Layout:
     if layout.contiguous and not array.flags.aligned:
         return layout._replace(contiguous=False)
     return layout
-
-
-def view(array: Array, layout: Layout) -> Array:
-    """Return an array of a contiguous layout as (N, C, S), without a copy."""
-    return array.transpose(layout.order).reshape(layout.shape)
 
 
 def empty(like: Array) -> Array:
@@ -66,9 +78,9 @@ def conform(array: Array, axis: int, scratch: Array) -> Array:
     """Return an array as (N, C, S) in the layout of `scratch`: a view if it is stored so, else a copy in `scratch`."""
     own, target = of(array, axis), of(scratch, axis)
     if own.fits(target):
-        return view(array, own)
+        return own.view(array)
     np.copyto(scratch, array)
-    return view(scratch, target)
+    return target.view(scratch)
 
 
 def for_forward(x: Array, y: Array, axis: int) -> tuple[Array, Array, Array | None]:
@@ -78,9 +90,9 @@ def for_forward(x: Array, y: Array, axis: int) -> tuple[Array, Array, Array | No
     """
     own, target = of(x, axis), of(y, axis)
     if own.fits(target) or (target.contiguous and not own.contiguous):
-        return conform(x, axis, y), view(y, target), None
+        return conform(x, axis, y), target.view(y), None
     buffer = empty(x)
-    return conform(x, axis, buffer), view(buffer, of(buffer, axis)), buffer
+    return conform(x, axis, buffer), of(buffer, axis).view(buffer), buffer
 
 
 def for_backward(dy: Array, x: Array, axis: int) -> tuple[Array, Array, Array]:
@@ -90,7 +102,7 @@ def for_backward(dy: Array, x: Array, axis: int) -> tuple[Array, Array, Array]:
         template = x = np.array(x, order="K")
     layout = of(template, axis)
     views = [
-        view(array, layout) if of(array, axis).fits(layout) else conform(array, axis, empty(template))
+        layout.view(array) if of(array, axis).fits(layout) else conform(array, axis, empty(template))
         for array in (dy, x)
     ]
     return views[0], views[1], template

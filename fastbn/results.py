@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from fastbn.moments import Moments, Statistic
 
+# The rows of a context's table.
+MEAN, LOW, M2, INVSTD, WEIGHT, BIAS = range(6)
 
-@dataclass(slots=True, eq=False, repr=False)
+
 class Context:
     """What `batch_norm` leaves for `batch_norm_backward`.
 
@@ -26,35 +28,79 @@ class Context:
     count : int
         Values a channel, in x.
     mean, low, invstd : array of float64, shape (C,)
-        What x was normalised with: y = (x - (mean + low)) * invstd * weight + bias, where low is what float64 rounds
-        off the mean.
+        What x was normalised with: y = (x - (mean + low)) * invstd * weight + bias, where low is what the arithmetic on
+        x rounds off the mean.
     moments : Moments or None
         The batch statistics that these came from; None if they were running statistics.
     weight : array of float64, shape (C,)
         A copy of the weight, ones if there was none.
     """
 
-    x: NDArray[Any] | None
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    axis: int
-    count: int
-    mean: Statistic
-    low: Statistic
-    invstd: Statistic
-    moments: Moments | None
-    weight: Statistic
-    weight_dtype: np.dtype[Any] | None
-    bias_dtype: np.dtype[Any] | None
+    __slots__ = ("_given", "axis", "bias_dtype", "count", "description", "frozen", "table", "weight_dtype", "x")
+
+    def __init__(
+        self,
+        x: NDArray[Any],
+        axis: int,
+        count: int,
+        table: NDArray[np.float64],
+        weight_dtype: np.dtype[Any] | None,
+        bias_dtype: np.dtype[Any] | None,
+        frozen: bool = False,
+        given: Moments | None = None,
+    ) -> None:
+        self.x: NDArray[Any] | None = x
+        self.axis = axis
+        self.count = count
+        self.table = table
+        self.weight_dtype = weight_dtype
+        self.bias_dtype = bias_dtype
+        self.frozen = frozen  # whether x was normalised with running statistics, through which no gradient flows
+        self._given = given
+        self.description = ""
 
     @property
-    def frozen(self) -> bool:
-        """Whether x was normalised with running statistics, through which no gradient flows."""
-        return self.moments is None
+    def own_statistics(self) -> bool:
+        """Whether the statistics are those of this x, so that its own sums suffice for the backward pass."""
+        return self._given is None or self._given.count == self.count
+
+    def forget_x(self) -> None:
+        """Drop x, which was overwritten."""
+        if self.x is not None:
+            self.description = f"{self.x.shape}, {self.x.dtype}"
+            self.x = None
+
+    @property
+    def mean(self) -> Statistic:
+        """Return the mean as the arithmetic on x holds it."""
+        return self.table[MEAN]
+
+    @property
+    def low(self) -> Statistic:
+        """Return what that rounds off the mean."""
+        return self.table[LOW]
+
+    @property
+    def invstd(self) -> Statistic:
+        """Return 1 / sqrt(var + eps)."""
+        return self.table[INVSTD]
+
+    @property
+    def weight(self) -> Statistic:
+        """Return a copy of the weight."""
+        return self.table[WEIGHT]
+
+    @property
+    def moments(self) -> Moments | None:
+        """Return the batch statistics, or None."""
+        if self.frozen or self._given is not None:
+            return self._given
+        return Moments(self.count, self.table[MEAN] + self.table[LOW], self.table[M2])
 
     def __repr__(self) -> str:
         kind = "running" if self.frozen else "batch"
-        return f"Context(x of shape {self.shape}, {self.dtype}, axis={self.axis}, {kind} statistics)"
+        x = self.description if self.x is None else f"{self.x.shape}, {self.x.dtype}"
+        return f"Context(x of shape {x}, axis={self.axis}, {kind} statistics)"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

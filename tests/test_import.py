@@ -83,9 +83,9 @@ RESULT = "[[1414, -707, -707], [-707, 1414, -707], [-707, -707, 1414]]"
 
 def test_the_first_call_says_what_it_compiles_and_the_next_process_loads_it(tmp_path):
     first = python(WARM + CALL, NUMBA_CACHE_DIR=str(tmp_path))
-    assert "INFO fastbn: compiled forward_adjacent for float32 (serial) in" in first
+    assert "INFO fastbn: compiled call_forward_adjacent for float32 (serial) in" in first
     second = python(WARM + CALL, NUMBA_CACHE_DIR=str(tmp_path))
-    assert "INFO fastbn: loaded forward_adjacent for float32 (serial) in" in second
+    assert "INFO fastbn: loaded call_forward_adjacent for float32 (serial) in" in second
     assert first.splitlines()[-1] == second.splitlines()[-1]
 
 
@@ -106,7 +106,7 @@ def test_a_broken_cache_costs_a_compilation_and_one_warning(tmp_path):
     lines = python(WARM + CALL, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
     assert lines[-1] == expected
     assert sum("the kernel cache does not work" in line for line in lines) == 1
-    assert any("compiled forward_adjacent" in line for line in lines)
+    assert any("compiled call_forward_adjacent" in line for line in lines)
 
 
 @pytest.mark.parametrize("folder", ["/proc/none", "/dev/null/none"])

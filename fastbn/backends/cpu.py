@@ -1,7 +1,7 @@
 """Launches on the processor.
 
-Every array of data comes as (N, C, S), contiguous; per-channel arrays come as float64 (C,). `plan` says which kernel
-takes them.
+Every array of data comes as (N, C, S), contiguous. The table of a call holds a row (C,) of float64 each of mean, low (what
+the arithmetic on x rounds off the mean), m2, invstd, weight and bias. `plan` says which kernel takes them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from fastbn.backends import plan
 from fastbn_kernels import threads
 from fastbn_kernels.cpu import backward as backward_kernels
+from fastbn_kernels.cpu import call as call_kernels
 from fastbn_kernels.cpu import moments as moments_kernels
 from fastbn_kernels.cpu import normalize as normalize_kernels
 from fastbn_kernels.cpu import short as short_kernels
@@ -28,80 +29,71 @@ def _plan(x: Array) -> plan.Plan:
 
 def _data(array: Array, own: plan.Plan) -> Array:
     """Return (N, C, S) as a kernel takes it: rows if S is 1, the bits of a 16-bit float as an integer."""
-    if array.dtype.itemsize == 2:
-        array = array.view(np.int16 if array.dtype == np.float16 else np.uint16)
+    array = _bits(array)
     return array[:, :, 0] if own.family == "adjacent" else array
-
-
-def _per_channel(count: int, x: Array) -> list[Array]:
-    """Return that many new float64 arrays (C,)."""
-    return list(np.empty((count, x.shape[1])))
 
 
 def moments(x: Array) -> tuple[Array, Array, Array]:
     """Return mean, low (what the arithmetic on x rounds off the mean) and m2 of every channel."""
     own = _plan(x)
-    mean, low, m2 = _per_channel(3, x)
+    mean, low, m2 = np.empty((3, x.shape[1]))
     kernel = moments_kernels.moments_adjacent if own.family == "adjacent" else moments_kernels.moments_apart
     data = _data(x, own)
     kernel.get(data.dtype, own.parallel)(data, mean, low, m2)
     return mean, low, m2
 
 
-def forward(x: Array, weight: Array, bias: Array, eps: float, y: Array) -> tuple[Array, Array, Array, Array]:
-    """Normalise with the batch's own statistics; return mean, low, m2, invstd."""
+def forward(x: Array, table: Array, eps: float, y: Array) -> None:
+    """Normalise with the batch's own statistics, which fill the table."""
     own = _plan(x)
+    mean, low, m2, invstd, weight, bias = table
     if own.family == "apart" and not own.whole:
-        mean, low, m2 = moments(x)
-        return mean, low, m2, _normalize(x, mean, low, m2 / (x.shape[0] * x.shape[2]), weight, bias, eps, y)
-    statistics = _per_channel(4, x)
+        data = _data(x, own)
+        moments_kernels.moments_apart.get(data.dtype, own.parallel)(data, mean, low, m2)
+        _normalize(x, table, m2 / (x.shape[0] * x.shape[2]), eps, y)
+        return
     data = _data(x, own)
     given = data, weight, bias, eps, own.past_cache[0]
     if own.family == "short":
         short = short_kernels.forward_short.get(data.dtype, own.parallel)
-        short(*given, own.groups, _data(y, own), *statistics)
+        short(*given, own.groups, _data(y, own), mean, low, m2, invstd)
     else:
         adjacent = own.family == "adjacent"
         kernel = normalize_kernels.forward_adjacent if adjacent else normalize_kernels.forward_apart
-        kernel.get(data.dtype, own.parallel)(*given, _data(y, own), *statistics)
-    mean, low, m2, invstd = statistics
-    return mean, low, m2, invstd
+        kernel.get(data.dtype, own.parallel)(*given, _data(y, own), mean, low, m2, invstd)
 
 
-def normalize(
-    x: Array, mean: Array, var: Array, weight: Array, bias: Array, eps: float, y: Array
-) -> tuple[Array, Array, Array]:
-    """Normalise with given statistics; return mean, low and invstd."""
-    low = np.zeros_like(mean)
-    if x.itemsize == 2:  # as the arithmetic holds it, and what that rounds off
+def normalize(x: Array, table: Array, eps: float, y: Array) -> None:
+    """Normalise with the mean in the table and the variance in the place of its m2; fill low and invstd."""
+    if x.itemsize == 2:  # the mean as the arithmetic holds it, and what that rounds off
         with np.errstate(over="ignore", invalid="ignore"):
-            held = mean.astype(np.float32).astype(np.float64)
-            low = np.nan_to_num(mean - held, nan=0.0, posinf=0.0, neginf=0.0)
-        mean = held
-    return mean, low, _normalize(x, mean, low, var, weight, bias, eps, y)
+            held = table[0].astype(np.float32).astype(np.float64)
+            table[1] = np.nan_to_num(table[0] - held, nan=0.0, posinf=0.0, neginf=0.0)
+        table[0] = held
+    _normalize(x, table, table[2], eps, y)
 
 
-def _normalize(
-    x: Array, mean: Array, low: Array, var: Array, weight: Array, bias: Array, eps: float, y: Array
-) -> Array:
+def _normalize(x: Array, table: Array, var: Array, eps: float, y: Array) -> None:
     own = _plan(x)
-    scale, shift, invstd = _per_channel(3, x)
-    normalize_kernels.fold_parameters.get(mean.dtype, False)(low, var, weight, bias, eps, scale, shift, invstd)
+    mean, low, _, invstd, weight, bias = table
+    scale, shift = np.empty((2, mean.size))
+    normalize_kernels.fold_parameters.get(table.dtype, False)(low, var, weight, bias, eps, scale, shift, invstd)
     data = _data(x, own)
     given = data, mean, scale, shift, own.past_cache[0]
     if own.family == "short":
-        short_kernels.normalize_short.get(data.dtype, own.parallel)(*given, own.groups, _data(y, own))
+        normalize_short = short_kernels.normalize_short.get(data.dtype, own.parallel)
+        normalize_short(*given, own.groups, _data(y, own))
     else:
         adjacent = own.family == "adjacent"
         kernel = normalize_kernels.normalize_adjacent if adjacent else normalize_kernels.normalize_apart
         kernel.get(data.dtype, own.parallel)(*given, _data(y, own))
-    return invstd
 
 
-def sums(dy: Array, x: Array, mean: Array, low: Array, invstd: Array) -> tuple[Array, Array]:
+def sums(dy: Array, x: Array, table: Array) -> tuple[Array, Array]:
     """Return the sums of dy and of dy * xhat of every channel."""
     own = _plan(x)
-    sum_dy, sum_dy_xhat = _per_channel(2, x)
+    mean, low, _, invstd, _, _ = table
+    sum_dy, sum_dy_xhat = np.empty((2, mean.size))
     kernel = backward_kernels.sums_adjacent if own.family == "adjacent" else backward_kernels.sums_apart
     data = _data(x, own)
     kernel.get(data.dtype, own.parallel)(_data(dy, own), data, mean, low, invstd, sum_dy, sum_dy_xhat)
@@ -109,27 +101,26 @@ def sums(dy: Array, x: Array, mean: Array, low: Array, invstd: Array) -> tuple[A
 
 
 def gradient(
-    dy: Array, x: Array, weight: Array, mean: Array, low: Array, invstd: Array, sum_dy: Array, sum_dy_xhat: Array,
-    count: int, frozen: bool, dx: Array,
-) -> None:  # fmt: skip
+    dy: Array, x: Array, table: Array, sum_dy: Array, sum_dy_xhat: Array, count: int, frozen: bool, dx: Array
+) -> None:
     """Write dx from given sums over `count` values a channel."""
     own = _plan(x)
+    mean, low, _, invstd, weight, _ = table
     statistics = weight, mean, low, invstd, sum_dy, sum_dy_xhat, float(count), frozen, own.past_cache[1]
     kernel = backward_kernels.gradient_adjacent if own.family == "adjacent" else backward_kernels.gradient_apart
     data = _data(x, own)
     kernel.get(data.dtype, own.parallel)(_data(dy, own), data, *statistics, _data(dx, own))
 
 
-def backward(
-    dy: Array, x: Array, weight: Array, mean: Array, low: Array, invstd: Array, frozen: bool, dx: Array
-) -> tuple[Array, Array]:
+def backward(dy: Array, x: Array, table: Array, frozen: bool, dx: Array) -> tuple[Array, Array]:
     """Write dx; return the sums of dy and of dy * xhat of every channel."""
     own = _plan(x)
     if own.family == "apart" and not own.whole:
-        given = sums(dy, x, mean, low, invstd)
-        gradient(dy, x, weight, mean, low, invstd, *given, x.shape[0] * x.shape[2], frozen, dx)
+        given = sums(dy, x, table)
+        gradient(dy, x, table, *given, x.shape[0] * x.shape[2], frozen, dx)
         return given
-    sum_dy, sum_dy_xhat = _per_channel(2, x)
+    mean, low, _, invstd, weight, _ = table
+    sum_dy, sum_dy_xhat = np.empty((2, mean.size))
     data = _data(x, own)
     arguments = _data(dy, own), data, weight, mean, low, invstd, frozen, own.past_cache[1]
     results = _data(dx, own), sum_dy, sum_dy_xhat
@@ -140,3 +131,61 @@ def backward(
         kernel = backward_kernels.backward_adjacent if adjacent else backward_kernels.backward_apart
         kernel.get(data.dtype, own.parallel)(*arguments, *results)
     return sum_dy, sum_dy_xhat
+
+
+def _bits(array: Array) -> Array:
+    """Return the bits of 16-bit floats as integers, whose sign tells float16 and bfloat16 apart."""
+    if array.dtype.itemsize == 2:
+        return array.view(np.int16 if array.dtype == np.float16 else np.uint16)
+    return array
+
+
+def call_forward(
+    x: Array, weight: Array, bias: Array, running_mean: Array, running_var: Array, momentum: float, correction: float,
+    eps: float, training: bool, y: Array, table: Array,
+) -> int:  # fmt: skip
+    """Check and do a forward pass of x, (N, C, S) or (N, C), and fill the table; answer as `cpu/call.py`.
+
+    An empty parameter stands for none.
+    """
+    data, target = (x, y) if x.itemsize > 2 else (_bits(x), _bits(y))
+    parameters = weight, bias, running_mean, running_var
+    answer: int
+    try:
+        if data.size < plan.PARALLEL_FROM:
+            kernel = call_kernels.call_forward_adjacent if data.ndim == 2 else call_kernels.call_forward_apart
+            answer = kernel.get(data.dtype, False)(
+                data, *parameters, momentum, correction, eps, training, target, table
+            )
+            return answer
+        data = data.reshape((*data.shape, 1)[:3])
+        target = target.reshape(data.shape)
+        answer = call_kernels.enter.get(data.dtype, False)(data, *parameters, correction, training, target, table)
+    except TypeError:  # Numba's dispatcher: an array of another dtype, memory order or writability
+        return call_kernels.REFUSED
+    if answer != call_kernels.REFUSED and not training:
+        _normalize(x.reshape(data.shape), table, table[2], eps, y.reshape(data.shape))
+    elif answer != call_kernels.REFUSED:
+        forward(x.reshape(data.shape), table, eps, y.reshape(data.shape))
+        call_kernels.leave.get(data.dtype, False)(data, running_mean, running_var, momentum, correction, table)
+    return answer
+
+
+def call_backward(dy: Array, x: Array, table: Array, frozen: bool, dx: Array, dweight: Array, dbias: Array) -> int:
+    """Check and do a backward pass; answer as `cpu/call.py`."""
+    arrays = (dy, x, dx) if x.itemsize > 2 else (_bits(dy), _bits(x), _bits(dx))
+    data = arrays[1]
+    answer: int
+    try:
+        if data.size < plan.PARALLEL_FROM:
+            kernel = call_kernels.call_backward_adjacent if data.ndim == 2 else call_kernels.call_backward_apart
+            answer = kernel.get(data.dtype, False)(arrays[0], data, table, frozen, arrays[2], dweight, dbias)
+            return answer
+        full = (*data.shape, 1)[:3]
+        answer = call_kernels.enter_backward.get(data.dtype, False)(*(array.reshape(full) for array in arrays))
+    except TypeError:
+        return call_kernels.REFUSED
+    if answer != call_kernels.REFUSED:
+        sums_ = backward(dy.reshape(full), x.reshape(full), table, frozen, dx.reshape(full))
+        dbias[...], dweight[...] = sums_
+    return answer

@@ -92,5 +92,5 @@ def make(N: int, C: int, S: int, itemsize: int, threads: int) -> Plan:
         if parallel:
             groups = -(-groups // threads) * threads
         return Plan("short", parallel, True, min(groups, C), past)
-    whole = not parallel or C >= BUSY * -(-C // threads) * threads
+    whole = not parallel or BUSY * -(-C // threads) * threads <= C
     return Plan("apart", parallel, whole, 0, past)

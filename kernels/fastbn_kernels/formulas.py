@@ -45,25 +45,24 @@ def merge(
 
 
 @scalar
-def group(count: float, shift: float, total: float, squares: float) -> tuple[float, float]:
-    """Return mean and m2 of `count` values from the sums of (x - shift) and (x - shift)^2.
+def group(share: float, shift: float, total: float, squares: float) -> tuple[float, float]:
+    """Return mean and m2 of 1 / `share` values from the sums of (x - shift) and (x - shift)^2.
 
     The subtraction loses digits as far as the shift is off the mean; see `shift_is_off`.
     """
-    offset = total / count
+    offset = total * share
     m2 = squares - total * offset
-    if m2 < 0.0:
-        m2 = 0.0
-    return shift + offset, m2
+    return shift + offset, 0.0 if m2 < 0.0 else m2
 
 
 @scalar
-def shift_is_off(count: float, total: float, squares: float) -> bool:
+def shift_is_off(share: float, total: float, squares: float) -> bool:
     """Return whether the shift is more than 8 standard deviations off the mean, so that `group` would lose 6 bits.
 
-    squares = m2 + count * (mean - shift)^2. The sums are then taken again, around the mean that they gave.
+    squares = m2 + count * (mean - shift)^2, and total = count * (mean - shift). The sums are then taken again, around
+    the mean that they gave. `share` is 1 / count, so that channels go without a division each.
     """
-    return squares > 65.0 * (squares - total * (total / count))
+    return 65.0 * (total * (total * share)) > 64.0 * squares
 
 
 @scalar

@@ -26,9 +26,12 @@ __all__ = [
     "Kernel",
     "ReadC",
     "ReadNCS",
+    "ReadP",
     "ReadRC",
+    "Table",
     "WriteC",
     "WriteNCS",
+    "WriteP",
     "WriteRC",
     "kernel",
     "prange",
@@ -48,8 +51,9 @@ def scalar(function: Function) -> Function:
     return compiled
 
 
-# What a kernel's annotations may say of an argument, and the Numba type that it stands for. Per-channel arrays are
-# float64 whatever the data, so that they add no specialisations. Inputs are declared read-only, because Numba passes
+# What a kernel's annotations may say of an argument, and the Numba type that it stands for. Per-channel arrays (C) are
+# float64 whatever the data, so that they add no specialisations; a table is some of them in one; parameters (P) are as
+# the caller holds them. Inputs are declared read-only, because Numba passes
 # a writable array where a read-only one is expected but not the other way: one specialisation then serves both.
 ReadNCS: TypeAlias = Array
 ReadRC: TypeAlias = Array
@@ -57,6 +61,15 @@ ReadC: TypeAlias = Array
 WriteNCS: TypeAlias = Array
 WriteRC: TypeAlias = Array
 WriteC: TypeAlias = Array
+ReadP: TypeAlias = Array
+WriteP: TypeAlias = Array
+Table: TypeAlias = Array
+
+
+def _parameter(data: NumbaType) -> NumbaType:
+    """Return the dtype of the parameters that belong to data: float32 but for float64."""
+    return types.float64 if data == types.float64 else types.float32
+
 
 ARGUMENTS: dict[str, Callable[[NumbaType], NumbaType]] = {
     "ReadNCS": lambda data: types.Array(data, 3, "C", readonly=True),
@@ -65,6 +78,9 @@ ARGUMENTS: dict[str, Callable[[NumbaType], NumbaType]] = {
     "WriteNCS": lambda data: types.Array(data, 3, "C"),
     "WriteRC": lambda data: types.Array(data, 2, "C"),
     "WriteC": lambda _: types.Array(types.float64, 1, "C"),
+    "ReadP": lambda data: types.Array(_parameter(data), 1, "C", readonly=True),
+    "WriteP": lambda data: types.Array(_parameter(data), 1, "C"),
+    "Table": lambda _: types.Array(types.float64, 2, "C"),
     "float": lambda _: types.float64,
     "int": lambda _: types.intp,
     "bool": lambda _: types.boolean,
@@ -85,24 +101,26 @@ class Kernel:
         functions of this package.
     """
 
-    def __init__(self, source: Callable[..., None]) -> None:
+    def __init__(self, source: Callable[..., Any]) -> None:
         self.name = source.__name__
         self.__doc__ = source.__doc__
         self._source = source
         self._signature = [ARGUMENTS[kind] for name, kind in source.__annotations__.items() if name != "return"]
-        self._compiled: dict[tuple[str, bool], Callable[..., None]] = {}
+        self._compiled: dict[tuple[str, bool], Callable[..., Any]] = {}
         self._lock = threading.RLock()
 
-    def get(self, dtype: np.dtype[Any], parallel: bool) -> Callable[..., None]:
+    def get(self, dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
         """Return the function compiled for data of `dtype`, compiling it or loading it from the cache if need be."""
         key = dtype.char, parallel
-        if key not in self._compiled:
+        try:
+            return self._compiled[key]
+        except KeyError:
             with self._lock:
                 if key not in self._compiled:  # another thread may have been first
                     self._compiled[key] = self._compile(dtype, parallel)
-        return self._compiled[key]
+                return self._compiled[key]
 
-    def _compile(self, dtype: np.dtype[Any], parallel: bool) -> Callable[..., None]:
+    def _compile(self, dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
         if config.DISABLE_JIT:
             return self._source
         if parallel:
@@ -122,10 +140,10 @@ class Kernel:
             "parallel" if parallel else "serial",
             time.perf_counter() - started,
         )
-        function: Callable[..., None] = dispatcher
+        function: Callable[..., Any] = dispatcher
         return function
 
-    def _twin(self, parallel: bool) -> Callable[..., None]:
+    def _twin(self, parallel: bool) -> Callable[..., Any]:
         """Copy the source under a name of its own: Numba's cache files are told apart by `__qualname__`."""
         source = self._source
         assert isinstance(source, python_types.FunctionType)
@@ -136,6 +154,6 @@ class Kernel:
         return twin
 
 
-def kernel(source: Callable[..., None]) -> Kernel:
+def kernel(source: Callable[..., Any]) -> Kernel:
     """Make a `Kernel` of a function; see there."""
     return Kernel(source)

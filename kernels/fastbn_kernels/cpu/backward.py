@@ -67,6 +67,27 @@ def tile_gradient(
 
 
 @scalar
+def channel_gradient(
+    dy: Array, x: Array, channel: int, weight: float, mean: float, low: float, invstd: float, frozen: bool, dx: Array,
+    past_cache: bool,
+) -> tuple[float, float]:  # fmt: skip
+    """Write dx of one channel; return its sums of dy and dy * xhat."""
+    N, _, S = x.shape
+    tiles = tile_count(N, S)
+    total = 0.0
+    product = 0.0
+    for tile in range(tiles):
+        t, p = tile_sums(dy, x, channel, tile, mean)
+        total += t
+        product += p
+    product = sum_with_xhat(total, product, low, invstd)
+    a, b, c = gradient_coefficients(np.float64(N * S), low, invstd, weight, total, product)
+    for tile in range(tiles):
+        tile_gradient(dy, x, channel, tiles - 1 - tile, mean, a, b, c, frozen, dx, past_cache)
+    return total, product
+
+
+@scalar
 def block_sums(dy: Array, x: Array, task: int, mean: Array, totals: Array, products: Array) -> None:
     """Fill this tile's part of the sums totals and products (blocks, wide C); mean is that of a wide row."""
     C = x.shape[1]
@@ -193,21 +214,10 @@ def backward_apart(
 
     sum_dy is the gradient of the bias, sum_dy_xhat that of the weight.
     """
-    N, C, S = x.shape
-    count = np.float64(N * S)
-    tiles = tile_count(N, S)
-    for k in prange(C):
-        total = 0.0
-        product = 0.0
-        for tile in range(tiles):
-            t, p = tile_sums(dy, x, k, tile, mean[k])
-            total += t
-            product += p
-        sum_dy[k] = total
-        sum_dy_xhat[k] = sum_with_xhat(total, product, low[k], invstd[k])
-        a, b, c = gradient_coefficients(count, low[k], invstd[k], weight[k], sum_dy[k], sum_dy_xhat[k])
-        for tile in range(tiles):
-            tile_gradient(dy, x, k, tiles - 1 - tile, mean[k], a, b, c, frozen, dx, past_cache)
+    for c in prange(x.shape[1]):
+        sum_dy[c], sum_dy_xhat[c] = channel_gradient(
+            dy, x, c, weight[c], mean[c], low[c], invstd[c], frozen, dx, past_cache
+        )
 
 
 # ---------------------------------------------------------------- kernels, channels adjacent

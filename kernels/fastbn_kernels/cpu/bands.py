@@ -93,9 +93,7 @@ def rows_sums(x: Array, start: int, step: int, rows: int, width: int, k: Array, 
 
 
 @scalar
-def band_gradient_sums(
-    dy: Array, x: Array, start: int, step: int, width: int, mean: Array, t: Array, p: Array
-) -> None:
+def band_gradient_sums(dy: Array, x: Array, start: int, step: int, width: int, mean: Array, t: Array, p: Array) -> None:
     """Add the sums of dy and dy * (x - mean) over STREAMS // 2 rows of `width` columns, `step` apart, to t and p."""
     c = 0
     while c + LANES <= width:

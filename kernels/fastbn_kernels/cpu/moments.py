@@ -55,10 +55,10 @@ def tile_moments(x: Array, c: int, tile: int) -> tuple[float, float, float]:
     start = (n0 * C + c) * S + s0
     k = finite_or_zero(value(x, start))
     total, squares = runs_sums(x, start, C * S, n1 - n0, s1 - s0, k)
-    if shift_is_off(count, total, squares):
+    if shift_is_off(1.0 / count, total, squares):
         k = rounded(x, k + total / count)
         total, squares = runs_sums(x, start, C * S, n1 - n0, s1 - s0, k)
-    offset, m2 = group(count, k - channel_origin(x, c), total, squares)
+    offset, m2 = group(1.0 / count, k - channel_origin(x, c), total, squares)
     return count, offset, m2
 
 
@@ -127,18 +127,19 @@ def block_moments(x: Array, task: int, shifts: Array, offsets: Array, squares: A
         k[c] = finite_or_zero(value(x, r0 * C + c0 + c))
     repeat(k, channels)
     block_sums(x, r0, r1, c0, c1, k, offset, m2)
-    count = np.float64(r1 - r0)
+    share = 1.0 / (r1 - r0)
     again = False
     for c in range(channels):
-        if shift_is_off(count, offset[c], m2[c]):
-            k[c] += offset[c] / count
-            again = True
+        again |= shift_is_off(share, offset[c], m2[c])
     if again:
+        for c in range(channels):
+            if shift_is_off(share, offset[c], m2[c]):
+                k[c] += offset[c] * share
         repeat(k, channels)
         block_sums(x, r0, r1, c0, c1, k, offset, m2)
     for c in range(channels):
         origin = finite_or_zero(value(x, c0 + c))
-        offset[c], m2[c] = group(count, k[c] - origin, offset[c], m2[c])
+        offset[c], m2[c] = group(share, k[c] - origin, offset[c], m2[c])
 
 
 @scalar

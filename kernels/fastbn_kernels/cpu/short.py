@@ -69,10 +69,10 @@ def group_moments(x: Array, c0: int, c1: int, mean: Array, low: Array, m2: Array
             shift = np.float64(k[c * S])
             total = column_total(t, c * S, S)
             square = column_total(q, c * S, S)
-            if shift_is_off(values, total, square):
+            if shift_is_off(1.0 / values, total, square):
                 shift = rounded(x, shift + total / values)
                 total, square = runs_sums(x, start + c * S, C * S, n1 - n0, S, shift)
-            offset, squared = group(values, shift - channel_origin(x, c0 + c), total, square)
+            offset, squared = group(1.0 / values, shift - channel_origin(x, c0 + c), total, square)
             offsets[c], squares[c] = merge(count, offsets[c], squares[c], values, offset, squared)
         count += values
     for c in range(c1 - c0):

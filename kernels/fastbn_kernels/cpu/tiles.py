@@ -29,9 +29,13 @@ WIDE = 128
 COLUMNS = 4096
 
 # Values in a block of rows, and the most blocks that a tensor is cut into: enough for 16 threads to share evenly, few
-# enough that the merge, one step a block and channel, stays small beside the sums.
+# enough that the merge, one step a block and channel, stays small beside the sums. Wide rows are cut into fewer blocks,
+# of at least so many rows as long as 16 threads have one each: a block costs some 10 operations a channel, as much as
+# the sums of several rows.
 BLOCK = 65536
 MOST_BLOCKS = 128
+TALL = 256
+FEW_BLOCKS = 16
 
 # Channels that one thread merges the blocks of: whole cache lines, so that threads do not share them.
 MERGED = 256
@@ -78,7 +82,8 @@ def rows_together(C: int) -> int:
 def block_shape(R: int, C: int) -> tuple[int, int, int]:
     """Cut R rows of C adjacent channels: (rows a block, blocks, groups of columns)."""
     together = rows_together(C)
-    height = max(BLOCK // C, (R + MOST_BLOCKS - 1) // MOST_BLOCKS, 1)
+    tall = min(TALL, (R + FEW_BLOCKS - 1) // FEW_BLOCKS)
+    height = max(BLOCK // C, tall, (R + MOST_BLOCKS - 1) // MOST_BLOCKS, 1)
     height = (height + together * STREAMS - 1) // (together * STREAMS) * (together * STREAMS)
     return height, (R + height - 1) // height, (together * C + COLUMNS - 1) // COLUMNS
 
