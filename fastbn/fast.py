@@ -14,14 +14,14 @@ import numpy as np
 
 from fastbn import layout
 from fastbn.results import Context, Gradients
+from fastbn.validate import is_half
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 NDARRAY = np.ndarray
-FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-
-# An absent parameter, in the dtype that goes with each dtype of data.
-ABSENT: dict[np.dtype[Any], Array] = {FLOAT32: np.empty(0, FLOAT32), FLOAT64: np.empty(0, FLOAT64)}
+# An absent parameter, in the dtype that goes with each dtype of data; bfloat16 is added when it is seen.
+NONE32, NONE64 = np.empty(0, np.float32), np.empty(0, np.float64)
+ABSENT = {np.dtype(np.float16): NONE32, np.dtype(np.float32): NONE32, np.dtype(np.float64): NONE64}
 
 # What a call answers: it cannot and has written nothing; done; done, and the result lies where x was.
 REFUSED, DONE, OVER_X = range(3)
@@ -57,6 +57,8 @@ def forward(
         return None
     dtype, shape, strides = x.dtype, x.shape, x.strides
     absent = ABSENT.get(dtype)
+    if absent is None and is_half(dtype):
+        absent = ABSENT[dtype] = NONE32
     ndim = len(shape)
     if absent is None or ndim < 2 or not -ndim <= axis < ndim or type(correction) not in NUMBERS:
         return None

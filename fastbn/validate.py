@@ -22,7 +22,13 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
+FLOAT16 = np.dtype(np.float16)
 DTYPES = (FLOAT32, FLOAT64)
+
+
+def is_half(dtype: np.dtype[Any]) -> bool:
+    """Return whether a dtype is float16 or ml_dtypes' bfloat16, which NumPy knows by its name alone."""
+    return dtype == FLOAT16 or (dtype.itemsize == 2 and dtype.name == "bfloat16")
 
 
 def _described(value: object) -> str:
@@ -33,8 +39,8 @@ def _described(value: object) -> str:
     return f"{text} ({type(value).__name__})" if len(text) <= 40 else f"an object of type {type(value).__name__}"
 
 
-def _plain(name: str, value: object, what: str) -> Array:
-    """Return a float32 or float64 array as a plain ndarray."""
+def _plain(name: str, value: object, what: str, half: bool = False) -> Array:
+    """Return an array of float32 or float64, or with `half` of a 16-bit float, as a plain ndarray."""
     if not isinstance(value, np.ndarray):
         raise TypeError(
             f"{name}: expected {what}, got {_described(value)}; make one with numpy.asarray(..., dtype=numpy.float32)"
@@ -44,9 +50,10 @@ def _plain(name: str, value: object, what: str) -> Array:
             f"{name}: expected {what}, got a {type(value).__name__}, whose rules fastbn does not follow; "
             f"pass numpy.asarray({name}) if its plain values are meant"
         )
-    if value.dtype not in DTYPES:
+    if value.dtype not in DTYPES and not (half and is_half(value.dtype)):
+        expected = "float32, float64, float16 or bfloat16 (ml_dtypes)" if half else "float32 or float64"
         raise TypeError(
-            f"{name}: expected {what} of float32 or float64 in native byte order, got {_described(value)}; "
+            f"{name}: expected {what} of {expected} in native byte order, got {_described(value)}; "
             f"convert it with {name}.astype(numpy.float32)"
         )
     return value if type(value) is np.ndarray else value.view(np.ndarray)
@@ -54,7 +61,7 @@ def _plain(name: str, value: object, what: str) -> Array:
 
 def data(x: object) -> Array:
     """Check the input of a forward pass."""
-    array = _plain("x", x, "a numpy.ndarray")
+    array = _plain("x", x, "a numpy.ndarray", half=True)
     if array.ndim < 2:
         raise ValueError(
             f"x: expected at least 2 dimensions, of which one is the channel axis, got shape {array.shape}; "
@@ -175,7 +182,7 @@ def flag(name: str, value: object) -> bool:
 
 def output(out: object, like: Array, aliases: dict[str, Array], others: dict[str, Array | None]) -> Array:
     """Check `out`: shaped and typed as `like`, writable, each of `aliases` itself or apart from it and all others."""
-    array = _plain("out", out, f"None or a numpy.ndarray of shape {like.shape}")
+    array = _plain("out", out, f"None or a numpy.ndarray of shape {like.shape}", half=True)
     if array.shape != like.shape:
         raise ValueError(f"out: expected shape {like.shape}, got shape {array.shape}")
     if array.dtype != like.dtype:
@@ -253,7 +260,7 @@ def own_statistics(ctx: Context) -> None:
 
 def gradient(dy: object, x: Array) -> Array:
     """Check the gradient that comes in."""
-    array = _plain("dy", dy, f"a numpy.ndarray of shape {x.shape}")
+    array = _plain("dy", dy, f"a numpy.ndarray of shape {x.shape}", half=True)
     if array.shape != x.shape:
         raise ValueError(f"dy: expected the shape of x and y, {x.shape}, got shape {array.shape}")
     if array.dtype != x.dtype:
