@@ -6,6 +6,9 @@ and of mean zero, a chain of n errs by more than L sqrt(n) 2^-53 with a probabil
 Mary 2019, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41). L = 8 makes that 3e-14.
 A tile's values are summed as (x - k) and (x - k)^2 with a k that is at most 8 standard deviations off its mean, which
 magnifies errors by at most (1 + 8)^2, and by (1 + reach)^2 where reach, the largest |x - mean| / std, is less.
+
+On float16 and bfloat16 the arithmetic is float32, but no chain of additions in it is longer than 8. What is then done
+to a value rounds four times more: a coefficient or two, a difference, a multiply-add.
 """
 
 import numpy as np
@@ -14,10 +17,12 @@ TILE = 8192
 HALF_ULP = 0.5 + 1e-3  # the oracle, of 64 bits, is itself rounded
 
 
-def relative(count, reach):
-    """The float64 error of the statistics, and of what is computed with them, relative to the terms involved."""
-    chain = min(count, TILE) + 8
-    return 2.0**-53 * 8 * np.sqrt(chain) * (1 + min(float(reach), 8)) ** 2
+def relative(count, reach, dtype=np.float64):
+    """The error of the statistics of data, and of what is computed with them, relative to the terms involved."""
+    magnified = (1 + min(float(reach), 8)) ** 2
+    if np.dtype(dtype).itemsize == 2:
+        return 2.0**-24 * (8 * np.sqrt(8) * magnified + 4)
+    return 2.0**-53 * 8 * np.sqrt(min(count, TILE) + 8) * magnified
 
 
 def check(actual, expected, float64_error):
@@ -34,7 +39,7 @@ def check_forward(y, f, weight=None, bias=None):
     reach = np.abs(f.xhat).max(initial=0)
     w = 1 if weight is None else np.abs(weight).max(initial=0)
     b = 0 if bias is None else np.abs(bias).max(initial=0)
-    check(y, f.y, relative(y.size // f.mean.size, reach) * (float(reach) * w + w + b))
+    check(y, f.y, relative(y.size // f.mean.size, reach, y.dtype) * (float(reach) * w + w + b))
 
 
 def check_backward(grads, expected, dy, f, weight=None):
@@ -43,7 +48,7 @@ def check_backward(grads, expected, dy, f, weight=None):
     count = dy.size // f.mean.size
     scale = float(f.invstd.max()) * (1 if weight is None else np.abs(weight).max())
     largest = float(np.abs(dy).max())
-    error = relative(count, reach) * largest
+    error = relative(count, reach, dy.dtype) * largest
     dx, dweight, dbias = expected
     check(grads.dx, dx, error * scale * (2 + reach**2))
     if grads.dweight is not None:
