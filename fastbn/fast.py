@@ -21,7 +21,11 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 NDARRAY = np.ndarray
 # An absent parameter, in the dtype that goes with each dtype of data; bfloat16 is added when it is seen.
 NONE32, NONE64 = np.empty(0, np.float32), np.empty(0, np.float64)
-ABSENT = {np.dtype(np.float16): NONE32, np.dtype(np.float32): NONE32, np.dtype(np.float64): NONE64}
+ABSENT: dict[np.dtype[Any], Array] = {
+    np.dtype(np.float16): NONE32,
+    np.dtype(np.float32): NONE32,
+    np.dtype(np.float64): NONE64,
+}
 
 # What a call answers: it cannot and has written nothing; done; done, and the result lies where x was.
 REFUSED, DONE, OVER_X = range(3)
@@ -94,7 +98,7 @@ def forward(
     ctx = Context(
         x,
         axis,
-        own.count,
+        own.per_channel,
         table,
         None if weight is None else weight.dtype,
         None if bias is None else bias.dtype,

@@ -23,7 +23,7 @@ class Layout(NamedTuple):
     contiguous: bool  # whether the array in that order is C-contiguous, hence can be viewed
     in_order: bool  # whether that order is the array's own
     compact_shape: tuple[int, ...]  # the shape without an S of 1
-    count: int  # values a channel
+    per_channel: int  # values a channel
     size: int  # values
 
     def view(self, array: Array) -> Array:

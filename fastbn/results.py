@@ -73,22 +73,26 @@ class Context:
     @property
     def mean(self) -> Statistic:
         """Return the mean as the arithmetic on x holds it."""
-        return self.table[MEAN]
+        mean: Statistic = self.table[MEAN]
+        return mean
 
     @property
     def low(self) -> Statistic:
         """Return what that rounds off the mean."""
-        return self.table[LOW]
+        low: Statistic = self.table[LOW]
+        return low
 
     @property
     def invstd(self) -> Statistic:
         """Return 1 / sqrt(var + eps)."""
-        return self.table[INVSTD]
+        invstd: Statistic = self.table[INVSTD]
+        return invstd
 
     @property
     def weight(self) -> Statistic:
         """Return a copy of the weight."""
-        return self.table[WEIGHT]
+        weight: Statistic = self.table[WEIGHT]
+        return weight
 
     @property
     def moments(self) -> Moments | None:

@@ -28,6 +28,7 @@ PLANS = [
     ((32, 64, 28, 28), 1),
     ((100, 40, 12, 12), 1),
     ((3, 1, 40000), 1),
+    ((3, 8, 60, 60), 1),
 ]
 
 pytestmark = pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: dtype.__name__)

@@ -1,7 +1,7 @@
 """Launches on the processor.
 
-Every array of data comes as (N, C, S), contiguous. The table of a call holds a row (C,) of float64 each of mean, low (what
-the arithmetic on x rounds off the mean), m2, invstd, weight and bias. `plan` says which kernel takes them.
+Every array of data comes as (N, C, S), contiguous. The table of a call holds a row (C,) of float64 each of mean, low
+(what the arithmetic on x rounds off the mean), m2, invstd, weight and bias. `plan` says which kernel takes them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fastbn_kernels.cpu import backward as backward_kernels
 from fastbn_kernels.cpu import call as call_kernels
 from fastbn_kernels.cpu import moments as moments_kernels
 from fastbn_kernels.cpu import normalize as normalize_kernels
+from fastbn_kernels.cpu import overlap as overlap_kernels
 from fastbn_kernels.cpu import short as short_kernels
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -57,6 +58,9 @@ def forward(x: Array, table: Array, eps: float, y: Array) -> None:
     if own.family == "short":
         short = short_kernels.forward_short.get(data.dtype, own.parallel)
         short(*given, own.groups, _data(y, own), mean, low, m2, invstd)
+    elif own.stretches and own.past_cache[0]:
+        overlapped = overlap_kernels.forward_overlapped.get(data.dtype, own.parallel)
+        overlapped(data, weight, bias, eps, own.stretches, _data(y, own), mean, low, m2, invstd)
     else:
         adjacent = own.family == "adjacent"
         kernel = normalize_kernels.forward_adjacent if adjacent else normalize_kernels.forward_apart
@@ -126,6 +130,9 @@ def backward(dy: Array, x: Array, table: Array, frozen: bool, dx: Array) -> tupl
     results = _data(dx, own), sum_dy, sum_dy_xhat
     if own.family == "short":
         short_kernels.backward_short.get(data.dtype, own.parallel)(*arguments, own.groups, *results)
+    elif own.stretches and own.past_cache[1] and not frozen:
+        overlapped = overlap_kernels.backward_overlapped.get(data.dtype, own.parallel)
+        overlapped(*arguments[:-2], own.stretches, *results)
     else:
         adjacent = own.family == "adjacent"
         kernel = backward_kernels.backward_adjacent if adjacent else backward_kernels.backward_apart

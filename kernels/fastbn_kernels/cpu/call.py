@@ -212,8 +212,8 @@ def call_backward_adjacent(
         products[0, c] = sum_with_xhat(totals[0, c], products[0, c], low[c], invstd[c])
         dbias[c] = totals[0, c]
         dweight[c] = products[0, c]
-    a, b, c = wide_coefficients(x, np.float64(R), low, invstd, table[WEIGHT], totals[0], products[0])
-    block_gradient(dy, x, 0, wide_mean, a, b, c, frozen, dx, False)
+    av, bv, cv = wide_coefficients(x, np.float64(R), low, invstd, table[WEIGHT], totals[0], products[0])
+    block_gradient(dy, x, 0, wide_mean, av, bv, cv, frozen, dx, False)
     return done(x, dx)
 
 

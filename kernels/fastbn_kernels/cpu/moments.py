@@ -47,19 +47,34 @@ def as_pair(x: Array, origin: float, offset: float) -> tuple[float, float]:
 
 
 @scalar
+def tile_shift(x: Array, c: int, tile: int) -> float:
+    """Return what the sums of a tile of channel c are taken around: its first value, if that is finite."""
+    N, C, S = x.shape
+    n0, _, s0, _ = tile_bounds(tile, N, S)
+    return finite_or_zero(value(x, (n0 * C + c) * S + s0))
+
+
+@scalar
+def tile_group(x: Array, c: int, tile: int, k: float, total: float, squares: float) -> tuple[float, float, float]:
+    """Return (count, mean - origin, m2) of one tile of channel c from its sums around k, taken again if k was bad."""
+    N, C, S = x.shape
+    n0, n1, s0, s1 = tile_bounds(tile, N, S)
+    count = np.float64((n1 - n0) * (s1 - s0))
+    if shift_is_off(1.0 / count, total, squares):
+        k = rounded(x, k + total / count)
+        total, squares = runs_sums(x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, k)
+    offset, m2 = group(1.0 / count, k - channel_origin(x, c), total, squares)
+    return count, offset, m2
+
+
+@scalar
 def tile_moments(x: Array, c: int, tile: int) -> tuple[float, float, float]:
     """Return (count, mean - origin, m2) of one tile of channel c."""
     N, C, S = x.shape
     n0, n1, s0, s1 = tile_bounds(tile, N, S)
-    count = np.float64((n1 - n0) * (s1 - s0))
-    start = (n0 * C + c) * S + s0
-    k = finite_or_zero(value(x, start))
-    total, squares = runs_sums(x, start, C * S, n1 - n0, s1 - s0, k)
-    if shift_is_off(1.0 / count, total, squares):
-        k = rounded(x, k + total / count)
-        total, squares = runs_sums(x, start, C * S, n1 - n0, s1 - s0, k)
-    offset, m2 = group(1.0 / count, k - channel_origin(x, c), total, squares)
-    return count, offset, m2
+    k = tile_shift(x, c, tile)
+    total, squares = runs_sums(x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, k)
+    return tile_group(x, c, tile, k, total, squares)
 
 
 @scalar

@@ -114,7 +114,8 @@ def column_total(values: Array, start: int, length: int) -> float:
     while i + LANES <= end:
         t = add(t, load(values, i))
         i += LANES
-    return total(add(t, load_part(values, i, end - i)))
+    result: float = total(add(t, load_part(values, i, end - i)))
+    return result
 
 
 @scalar

@@ -1,0 +1,141 @@
+"""Compile kernels ahead of their first use, into the cache on disk.
+
+For an image that is built once and started often, or before anything is timed. The list of kernels is taken from their
+modules, so that a new one is warmed up too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+# By what its data are to a kernel: 16-bit floats are bits.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.int16),
+    "bfloat16": np.dtype(np.uint16),
+}
+
+# Annotations that depend on the dtype of the data; without one, a kernel is the same for all and goes under float64.
+OF_THE_DATA = {"ReadNCS", "ReadRC", "WriteNCS", "WriteRC", "ReadP", "WriteP"}
+
+# What `batch_moments`, `backward_sums` and `batch_norm_backward(sums=...)` need for adjacent channels, and nothing else
+# does. Their like for channels apart serve ordinary calls too, if there are fewer channels than keep the threads busy.
+DISTRIBUTED = {"moments_adjacent", "sums_adjacent", "gradient_adjacent"}
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Warmup:
+    """What a warm-up did.
+
+    Attributes
+    ----------
+    compiled, loaded : int
+        Kernels that were compiled, and that the cache had. A kernel that this process had used before is neither.
+    seconds : float
+        How long it took.
+    """
+
+    compiled: int
+    loaded: int
+    seconds: float
+
+
+def check(dtypes: Sequence[str]) -> list[str]:
+    """Return the names of dtypes without repetition; raise ValueError if one is unknown."""
+    names = [dtypes] if isinstance(dtypes, str) else list(dtypes)
+    for name in names:
+        if name not in DTYPES:
+            raise ValueError(f"dtypes: expected names among {', '.join(DTYPES)}, got {name!r}")
+    if not names:
+        raise ValueError(f"dtypes: expected at least one of {', '.join(DTYPES)}, got none")
+    return list(dict.fromkeys(names))
+
+
+def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = None, *, rare: bool = False) -> Warmup:
+    """Compile the kernels that ordinary calls need, or load them from the cache.
+
+    Ordinary calls are the layer, `batch_norm`, `batch_norm_inference` and `batch_norm_backward` on contiguous arrays of
+    any layout and size, with parameters of the usual dtype: that of the data, float32 for 16-bit data. The next process
+    on this processor loads what was compiled here, as long as neither fastbn nor Numba is another.
+
+    Parameters
+    ----------
+    dtypes : sequence of str, default ("float32",)
+        Of the data: "float32", "float64", "float16", "bfloat16".
+    progress : callable, optional
+        Called as ``progress(done, total, name)`` before every kernel, and once with an empty name at the end.
+    rare : bool, default False
+        Compile all kernels: also those that statistics over several machines need, and the twins for one thread, which
+        serve small arrays where an ordinary call turns into an unusual one.
+
+    Returns
+    -------
+    Warmup
+        How many kernels were compiled, how many loaded, and how long that took.
+
+    Raises
+    ------
+    ValueError
+        For an unknown dtype.
+
+    Notes
+    -----
+    Threads are taken as they are now (`numba.set_num_threads`, ``NUMBA_NUM_THREADS``): with one thread, kernels for
+    large arrays are the serial ones.
+    """
+    started = time.perf_counter()
+    tasks = list(_tasks(check(dtypes), rare))
+    compiled = loaded = 0
+    for done, (kernel, dtype, parallel) in enumerate(tasks):
+        if progress is not None:
+            progress(done, len(tasks), kernel.name)
+        known = (dtype.char, parallel) in kernel._compiled
+        statistics = getattr(kernel.get(dtype, parallel), "stats", None)  # plain Python under NUMBA_DISABLE_JIT=1
+        if statistics is not None and not known:
+            hit = bool(statistics.cache_hits)
+            loaded += hit
+            compiled += not hit
+    if progress is not None:
+        progress(len(tasks), len(tasks), "")
+    return Warmup(compiled, loaded, time.perf_counter() - started)
+
+
+def _kernels() -> Iterator[Any]:
+    """Find every kernel where it is defined."""
+    from fastbn_kernels import cpu
+    from fastbn_kernels.jit import Kernel
+
+    for found in pkgutil.iter_modules(cpu.__path__):
+        module = importlib.import_module(f"{cpu.__name__}.{found.name}")
+        for value in vars(module).values():
+            if isinstance(value, Kernel) and value._source.__module__ == module.__name__:
+                yield value
+
+
+def _tasks(names: Sequence[str], rare: bool) -> Iterator[tuple[Any, np.dtype[Any], bool]]:
+    """List what is to be compiled, as the backend asks for it: kernel, dtype, and whether parallel."""
+    from fastbn_kernels import threads
+
+    several = threads.count() > 1
+    shared: list[np.dtype[Any]] = [np.dtype(np.float64)]
+    for kernel in _kernels():
+        if kernel.name in DISTRIBUTED and not rare:
+            continue
+        source = kernel._source
+        by_dtype = not OF_THE_DATA.isdisjoint(source.__annotations__.values())
+        # Without a parallel loop, a kernel has no parallel twin that the backend would ask for.
+        twins = [False] if "prange" not in source.__code__.co_names else [True, False] if rare else [several]
+        dtypes = [DTYPES[name] for name in names] if by_dtype else shared
+        for dtype in dtypes:
+            for parallel in twins:
+                yield kernel, dtype, parallel
