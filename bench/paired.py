@@ -13,13 +13,15 @@ ROUNDS = 7, 100
 # Whoever has used so many seconds, plain NumPy on 400 MB for one, sits out the rounds that follow, after the third.
 PATIENCE = 3.0, 3
 
-# Worker threads of OpenMP and TBB go on spinning after a call, for up to some milliseconds, and take a core away from
-# whoever is called next: without a rest, PyTorch's workers made fastbn look half as fast (1.9 instead of 3.4 times
-# PyTorch at 32 x 64 x 56 x 56), and the other way round.
-REST = 0.005
+# Worker threads of OpenMP and TBB go on spinning after a call, for some milliseconds, and take a core away from whoever
+# is called next; for some more, the scheduler leaves the next one's workers beside their caller. So a burst begins with
+# a rest and with calls that are not counted, until both have passed: 8 x 128 x 28 x 28 takes fastbn 0.18 ms then, and
+# 0.30 ms after a rest of 5 ms and one call; PyTorch, whose workers spin, takes 0.74 ms either way.
+REST = 0.02
+WARM = 0.015
 
-# A burst lasts about so long, in seconds: after a rest, the first calls of a short function are slow.
-BURST = 5e-4
+# How long the calls that are counted take together, in seconds, and how many they are.
+BURST = 5e-3
 CALLS = 3, 30
 # From here on, a function is called once a burst: it finds none of its data in a cache anyway.
 LONG = 0.025
@@ -54,9 +56,10 @@ def burst(function: Function, about: float) -> float:
     time.sleep(REST)
     if about >= LONG:
         return _timed(function)
-    calls = min(max(int(BURST / about), CALLS[0]), CALLS[1])
-    for _ in range(calls // 3):
+    started = time.perf_counter()
+    while time.perf_counter() - started < WARM:
         function()
+    calls = min(max(int(BURST / about), CALLS[0]), CALLS[1])
     return statistics.median(_timed(function) for _ in range(calls))
 
 
