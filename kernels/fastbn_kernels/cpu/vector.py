@@ -19,148 +19,57 @@ from typing import Any
 
 from llvmlite import ir
 from numba import config, types
-from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic
 
-from fastbn_kernels.cpu import halves, vector_python
-
-LANES = vector_python.LANES
+from fastbn_kernels.cpu import vector_python
+from fastbn_kernels.cpu.lanes import (
+    DOUBLE,
+    DOUBLES,
+    FLOAT,
+    I16,
+    I32,
+    I64,
+    MASK,
+    STORED,
+    as_stored,
+    broadcast,
+    computed,
+    declare,
+    decode,
+    encode,
+    first_lanes,
+    lanes64,
+    line_bytes,
+    pointer,
+    vector_name,
+)  # fmt: skip
+from fastbn_kernels.cpu.vector_python import LANES as LANES
 
 OPERATIONS = (
     "load", "load_part", "numbers", "numbers_part", "value", "rounded", "store", "store_part", "stream",
     "offset_from_line", "prefetch", "fence", "splat", "keep", "add", "sub", "mul", "fma", "widen", "total",
 )  # fmt: skip
 
-I16 = ir.IntType(16)
-I32 = ir.IntType(32)
-I64 = ir.IntType(64)
-FLOAT = ir.FloatType()
-DOUBLE = ir.DoubleType()
-DOUBLES = ir.VectorType(DOUBLE, LANES)
-FLOATS = ir.VectorType(FLOAT, LANES)
-MASK = ir.VectorType(ir.IntType(1), LANES)
-
-
-class Lanes(types.Type):  # type: ignore[misc]
-    """The Numba type of a vector."""
-
-    def __init__(self, bits: int) -> None:
-        super().__init__(name=f"fastbn_lanes{bits}")
-        self.vector = DOUBLES if bits == 64 else FLOATS
-
-
-lanes64 = Lanes(64)
-lanes32 = Lanes(32)
-
-
-@register_model(Lanes)
-class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
-    """Held in registers."""
-
-    def __init__(self, manager: Any, frontend_type: Any) -> None:
-        super().__init__(manager, frontend_type, frontend_type.vector)
-
-
 Codegen = Callable[[Any, Any, Any, Any], Any]
 
-# The dtypes of arrays: LLVM's element, its bytes, and the lanes that it is computed in.
-STORED = {
-    types.float32: (FLOAT, 4, lanes64),
-    types.float64: (DOUBLE, 8, lanes64),
-    types.int16: (I16, 2, lanes32),
-    types.uint16: (I16, 2, lanes32),
-}
 
-
-def _computed(array_type: Any) -> Lanes:
-    """Return the lanes that values of an array are computed in."""
-    lanes: Lanes = STORED[array_type.dtype][2]
-    return lanes
-
-
-def _as_stored(array_type: Any) -> Lanes:
-    """Return the lanes of an array of numbers a channel, whose dtype is that of the arithmetic already."""
-    return lanes32 if array_type.dtype == types.float32 else lanes64
-
-
-def _line(array_type: Any) -> int:
-    """Return what an address must be a multiple of for `stream`: a vector's bytes, or those of a cache line."""
-    return min(64, LANES * int(STORED[array_type.dtype][1]))
-
-
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any = None) -> Any:
-    """Return the address of LANES elements from a flat index on, as that of a vector.
-
-    With NUMBA_BOUNDSCHECK=1, an index of which `count` elements are not all in the array raises IndexError.
-    """
-    structure = context.make_array(array_type)(context, builder, array)
-    if config.BOUNDSCHECK and count is not None:
-        end = builder.add(index, count)
-        below = builder.icmp_signed("<", index, index.type(0))
-        above = builder.icmp_signed(">", end, structure.nitems)
-        with builder.if_then(builder.or_(below, above), likely=False):
-            context.call_conv.return_user_exc(builder, IndexError, ("a vector reaches out of its array",))
-    pointer = builder.gep(structure.data, [index])
-    return builder.bitcast(pointer, ir.VectorType(STORED[array_type.dtype][0], LANES).as_pointer())
-
-
-def _splat(builder: Any, value: Any) -> Any:
-    vector = ir.VectorType(value.type, LANES)
-    undefined = ir.Constant(vector, ir.Undefined)
-    one = builder.insert_element(undefined, value, I32(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
-
-
-def _first(builder: Any, count: Any) -> Any:
-    """Return the mask of the first `count` lanes."""
-    numbers = ir.Constant(ir.VectorType(I32, LANES), list(range(LANES)))
-    return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(count, I32)))
-
-
-def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
-    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
-
-
-def _decode(builder: Any, vector: Any, dtype: Any) -> Any:
-    """Convert stored elements to what they are computed in."""
-    if dtype == types.int16:
-        return halves.half_to_float(builder, vector)
-    if dtype == types.uint16:
-        return halves.bfloat_to_float(builder, vector)
-    return builder.fpext(vector, DOUBLES) if dtype == types.float32 else vector
-
-
-def _encode(builder: Any, vector: Any, dtype: Any) -> Any:
-    """Round what was computed to elements as they are stored."""
-    if dtype == types.int16:
-        return halves.float_to_half(builder, vector)
-    if dtype == types.uint16:
-        return halves.float_to_bfloat(builder, vector)
-    return builder.fptrunc(vector, FLOATS) if dtype == types.float32 else vector
-
-
-def _name(element: Any) -> str:
-    kinds = {FLOAT: "f32", DOUBLE: "f64", I16: "i16"}
-    return f"v{LANES}{kinds[element]}"
-
-
-def _load(decode: bool, part: bool) -> Any:
+def _load(convert: bool, part: bool) -> Any:
     """Return the code that loads a vector, whole or in part, converted or as it is stored."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type = signature.args[0]
         element, size, _ = STORED[array_type.dtype]
         count = arguments[2] if part else I64(LANES)
-        pointer = _pointer(context, builder, array_type, arguments[0], arguments[1], count)
+        address = pointer(context, builder, array_type, arguments[0], arguments[1], count)
         if part:
-            vector = pointer.type.pointee
-            types_ = [pointer.type, I32, MASK, vector]
-            function = _declare(builder, f"llvm.masked.load.{_name(element)}.p0", vector, types_)
-            mask = _first(builder, count)
-            loaded = builder.call(function, [pointer, I32(size), mask, ir.Constant(vector, None)])
+            vector = address.type.pointee
+            types_ = [address.type, I32, MASK, vector]
+            function = declare(builder, f"llvm.masked.load.{vector_name(element)}.p0", vector, types_)
+            mask = first_lanes(builder, count)
+            loaded = builder.call(function, [address, I32(size), mask, ir.Constant(vector, None)])
         else:
-            loaded = builder.load(pointer, align=size)
-        return _decode(builder, loaded, array_type.dtype) if decode else loaded
+            loaded = builder.load(address, align=size)
+        return decode(builder, loaded, array_type.dtype) if convert else loaded
 
     return codegen
 
@@ -168,25 +77,25 @@ def _load(decode: bool, part: bool) -> Any:
 @intrinsic  # type: ignore[untyped-decorator]
 def load(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
     """Return array.flat[index : index + LANES]."""
-    return _computed(array)(array, types.intp), _load(decode=True, part=False)
+    return computed(array)(array, types.intp), _load(convert=True, part=False)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def load_part(typing: Any, array: Any, index: Any, count: Any) -> tuple[Any, Codegen]:
     """Return array.flat[index : index + count] and zeros; count < LANES. What lies behind is not touched."""
-    return _computed(array)(array, types.intp, types.intp), _load(decode=True, part=True)
+    return computed(array)(array, types.intp, types.intp), _load(convert=True, part=True)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def numbers(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
     """Return array.flat[index : index + LANES] of an array that `like_values` made."""
-    return _as_stored(array)(array, types.intp), _load(decode=False, part=False)
+    return as_stored(array)(array, types.intp), _load(convert=False, part=False)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def numbers_part(typing: Any, array: Any, index: Any, count: Any) -> tuple[Any, Codegen]:
     """Return array.flat[index : index + count] and zeros of an array that `like_values` made."""
-    return _as_stored(array)(array, types.intp, types.intp), _load(decode=False, part=True)
+    return as_stored(array)(array, types.intp, types.intp), _load(convert=False, part=True)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -196,12 +105,12 @@ def value(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type = signature.args[0]
         dtype = array_type.dtype
-        pointer = _pointer(context, builder, array_type, arguments[0], arguments[1], I64(1))
-        element = builder.load(builder.bitcast(pointer, STORED[dtype][0].as_pointer()), align=STORED[dtype][1])
+        address = pointer(context, builder, array_type, arguments[0], arguments[1], I64(1))
+        element = builder.load(builder.bitcast(address, STORED[dtype][0].as_pointer()), align=STORED[dtype][1])
         if STORED[dtype][0] == I16:
             one = ir.VectorType(I16, 1)
             vector = builder.insert_element(ir.Constant(one, ir.Undefined), element, I32(0))
-            element = builder.extract_element(_decode(builder, vector, dtype), I32(0))
+            element = builder.extract_element(decode(builder, vector, dtype), I32(0))
         return element if element.type == DOUBLE else builder.fpext(element, DOUBLE)
 
     return types.float64(array, types.intp), codegen
@@ -212,7 +121,7 @@ def rounded(typing: Any, array: Any, number: Any) -> tuple[Any, Codegen]:
     """Return a number as the arithmetic on an array holds it."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if _computed(signature.args[0]) is lanes64:
+        if computed(signature.args[0]) is lanes64:
             return arguments[1]
         return builder.fpext(builder.fptrunc(arguments[1], FLOAT), DOUBLE)
 
@@ -225,12 +134,12 @@ def store(typing: Any, array: Any, index: Any, vector: Any) -> tuple[Any, Codege
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type = signature.args[0]
-        pointer = _pointer(context, builder, array_type, arguments[0], arguments[1], I64(LANES))
-        encoded = _encode(builder, arguments[2], array_type.dtype)
-        builder.store(encoded, pointer, align=STORED[array_type.dtype][1])
+        address = pointer(context, builder, array_type, arguments[0], arguments[1], I64(LANES))
+        encoded = encode(builder, arguments[2], array_type.dtype)
+        builder.store(encoded, address, align=STORED[array_type.dtype][1])
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, _computed(array)), codegen
+    return types.none(array, types.intp, computed(array)), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -240,14 +149,14 @@ def store_part(typing: Any, array: Any, index: Any, count: Any, vector: Any) -> 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type = signature.args[0]
         element, size, _ = STORED[array_type.dtype]
-        pointer = _pointer(context, builder, array_type, arguments[0], arguments[1], arguments[2])
-        types_ = [pointer.type.pointee, pointer.type, I32, MASK]
-        function = _declare(builder, f"llvm.masked.store.{_name(element)}.p0", ir.VoidType(), types_)
-        encoded = _encode(builder, arguments[3], array_type.dtype)
-        builder.call(function, [encoded, pointer, I32(size), _first(builder, arguments[2])])
+        address = pointer(context, builder, array_type, arguments[0], arguments[1], arguments[2])
+        types_ = [address.type.pointee, address.type, I32, MASK]
+        function = declare(builder, f"llvm.masked.store.{vector_name(element)}.p0", ir.VoidType(), types_)
+        encoded = encode(builder, arguments[3], array_type.dtype)
+        builder.call(function, [encoded, address, I32(size), first_lanes(builder, arguments[2])])
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, types.intp, _computed(array)), codegen
+    return types.none(array, types.intp, types.intp, computed(array)), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -259,12 +168,14 @@ def stream(typing: Any, array: Any, index: Any, vector: Any) -> tuple[Any, Codeg
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type = signature.args[0]
-        pointer = _pointer(context, builder, array_type, arguments[0], arguments[1], I64(LANES))
-        instruction = builder.store(_encode(builder, arguments[2], array_type.dtype), pointer, align=_line(array_type))
+        address = pointer(context, builder, array_type, arguments[0], arguments[1], I64(LANES))
+        instruction = builder.store(
+            encode(builder, arguments[2], array_type.dtype), address, align=line_bytes(array_type)
+        )
         instruction.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, _computed(array)), codegen
+    return types.none(array, types.intp, computed(array)), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -273,8 +184,8 @@ def offset_from_line(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type = signature.args[0]
-        pointer = _pointer(context, builder, array_type, arguments[0], arguments[1])
-        behind = builder.and_(builder.ptrtoint(pointer, I64), I64(_line(array_type) - 1))
+        address = pointer(context, builder, array_type, arguments[0], arguments[1])
+        behind = builder.and_(builder.ptrtoint(address, I64), I64(line_bytes(array_type) - 1))
         return builder.udiv(behind, I64(STORED[array_type.dtype][1]))
 
     return types.intp(array, types.intp), codegen
@@ -285,9 +196,9 @@ def prefetch(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
     """Ask for the cache line of array.flat[index], which may lie outside the array."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1])
-        function = _declare(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer.type, I32, I32, I32])
-        builder.call(function, [pointer, I32(0), I32(3), I32(1)])  # for reading, into every level, data
+        address = pointer(context, builder, signature.args[0], arguments[0], arguments[1])
+        function = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [address.type, I32, I32, I32])
+        builder.call(function, [address, I32(0), I32(3), I32(1)])  # for reading, into every level, data
         return context.get_dummy_value()
 
     return types.none(array, types.intp), codegen
@@ -307,11 +218,11 @@ def fence(typing: Any) -> tuple[Any, Codegen]:
 @intrinsic  # type: ignore[untyped-decorator]
 def splat(typing: Any, array: Any, number: Any) -> tuple[Any, Codegen]:
     """Return a vector of one number, to compute with values of an array."""
-    result = _computed(array)
+    result = computed(array)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         single = arguments[1] if result is lanes64 else builder.fptrunc(arguments[1], FLOAT)
-        return _splat(builder, single)
+        return broadcast(builder, single)
 
     return result(array, types.float64), codegen
 
@@ -321,7 +232,7 @@ def keep(typing: Any, vector: Any, count: Any) -> tuple[Any, Codegen]:
     """Return the vector with lanes from `count` on replaced by zero."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.select(_first(builder, arguments[1]), arguments[0], ir.Constant(vector.vector, None))
+        return builder.select(first_lanes(builder, arguments[1]), arguments[0], ir.Constant(vector.vector, None))
 
     return vector(vector, types.intp), codegen
 
@@ -347,7 +258,7 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> tuple[Any, Codegen]:
     """Return a * b + c, rounded once where the processor can; elsewhere `llvm.fma` would be 16 calls of libm."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        function = _declare(builder, f"llvm.fmuladd.{_name(a.vector.element)}", a.vector, [a.vector] * 3)
+        function = declare(builder, f"llvm.fmuladd.{vector_name(a.vector.element)}", a.vector, [a.vector] * 3)
         return builder.call(function, arguments)
 
     return a(a, a, a), codegen
