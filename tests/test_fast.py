@@ -7,7 +7,12 @@ import fastbn
 from fastbn import fast, validate
 from grid import LARGE, SMALL, STORED, affine, draw
 
-CASES = [*SMALL, *LARGE, ((4, 5000), 1)]  # the last has more than one tile of columns, which a single kernel refuses
+CASES = [
+    *SMALL,
+    *LARGE,
+    ((16, 64, 3, 3), 1),
+    ((4, 5000), 1),
+]  # the last has more than one tile of columns, which a single kernel refuses
 
 
 def results(x, dy, axis, training, over):

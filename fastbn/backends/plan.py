@@ -20,7 +20,7 @@ PARALLEL_FROM = 32768
 SHORT_RUN = 256
 SHORT_ROWS = 16
 SHORT_CHANNELS = 16
-SHORT_COLUMNS = 4096
+SHORT_COLUMNS = 512
 
 # Values of a run from which, past the cache, a channel is written while the next one is summed (`overlap.py`):
 # 32 x 64 x 112 x 112 45 against 37 GB/s, 8 x 256 x 56 x 56 backward 54 against 47; runs of 784 lose, 35 against 38.
@@ -94,7 +94,8 @@ def make(N: int, C: int, S: int, itemsize: int, threads: int) -> Plan:
     past = 2 * size * itemsize > forward, 3 * size * itemsize > backward
     if S == 1:
         return Plan("adjacent", parallel, True, 0, past)
-    if S <= SHORT_RUN and N >= SHORT_ROWS and C >= SHORT_CHANNELS and C * S >= SHORT_COLUMNS:
+    short = S <= SHORT_RUN and N >= SHORT_ROWS and C >= SHORT_CHANNELS and C * S >= SHORT_COLUMNS
+    if short and size >= PARALLEL_FROM:  # below, one kernel does everything, by runs
         groups = max(1, C * S // GROUP_COLUMNS)
         if parallel:
             groups = -(-groups // threads) * threads
