@@ -8,7 +8,6 @@ write forward, four and one backward.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -23,18 +22,6 @@ LINE = 64
 PIECE = 1 << 14
 # (read, written) tensors where the second reading is from the cache, and where it is not.
 TENSORS = {"forward": (2, 3), "inference": (2, 2), "backward": (3, 5), "both": (5, 8)}
-
-
-def last_level_cache() -> int:
-    """Return its size in bytes, as far as the C library tells, else 32 MB."""
-    for name in ("SC_LEVEL3_CACHE_SIZE", "SC_LEVEL2_CACHE_SIZE"):
-        try:
-            size = os.sysconf(name)
-        except (AttributeError, OSError, ValueError):
-            continue
-        if size > 0:
-            return size
-    return 32 << 20
 
 
 def useful_tensors(case: Case, itemsize: int, operation: str, cache: int) -> int:

@@ -20,6 +20,8 @@ from typing import Any
 
 from others import DISTURBED
 
+from fastbn.backends.plan import LAST_LEVEL_CACHE
+
 Row = dict[str, Any]
 
 EAGER = "PyTorch eager"
@@ -49,7 +51,7 @@ def header() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": f"{_processor()}, {platform.machine()}",
         "threads": numba.get_num_threads(),
-        "last_level_cache": limit.last_level_cache(),
+        "last_level_cache": LAST_LEVEL_CACHE,
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in DISTRIBUTIONS if importlib.util.find_spec(name)},
     }

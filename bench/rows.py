@@ -14,6 +14,8 @@ from peers import PEERS, numpy_plain
 from problem import Unavailable, check, draw
 from suites import Case
 
+from fastbn.backends.plan import LAST_LEVEL_CACHE
+
 WIDE = "fastbn, float32"
 # How often a row is measured before it is taken as it is, disturbed.
 ATTEMPTS = 3
@@ -74,7 +76,7 @@ def measure(
         "unavailable": unavailable,
     }
     name = min((n for n in functions if n.startswith("copy")), key=found.ratios.__getitem__)
-    tensors = limit.useful_tensors(case, problem.x.itemsize, operation, limit.last_level_cache())
+    tensors = limit.useful_tensors(case, problem.x.itemsize, operation, LAST_LEVEL_CACHE)
     row |= {"copy": name, "useful_tensors": tensors, "share_of_copy": _three(tensors / 2 * found.ratios[name])}
     if with_float32:
         row["speedup_over_float32"] = _three(found.ratios[WIDE])
