@@ -1,4 +1,4 @@
-"""The command line: ``fastbn demo``."""
+"""The command line: ``fastbn demo`` and ``fastbn warmup``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Hold the options of ``fastbn`` itself; with it, ``demo`` stays a command of its own."""
+    """Hold the options of ``fastbn`` itself."""
 
 
 @app.command()
@@ -51,3 +51,46 @@ def demo(
     except OSError as error:
         raise typer.BadParameter(f"cannot make the folder: {error}", param_hint="'--out'") from None
     run(out, quick, seeds or (1 if quick else 3), Console())
+
+
+@app.command()
+def warmup(
+    dtypes: Annotated[
+        str, typer.Option(help="Dtypes of the data, with commas between: float32, float64, float16, bfloat16.")
+    ] = "float32",
+    rare: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="Compile also what ordinary calls do not need: statistics over several machines with channels last, "
+            "and the twins for one thread.",
+        ),
+    ] = False,
+) -> None:
+    """Compile the kernels into the cache on disk, so that no later process waits for them.
+
+    These are the kernels that the layer, batch_norm, batch_norm_inference and batch_norm_backward need for arrays of
+    any layout and size: about half a minute a dtype.
+    """
+    from fastbn.warmup import check
+    from fastbn.warmup import warmup as warm_up
+
+    try:
+        names = check([name.strip() for name in dtypes.split(",")])
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="'--dtypes'") from None
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console()
+    columns = SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
+    with Progress(*columns, console=console, transient=True) as bar:
+        item = bar.add_task("", total=None)
+        done = warm_up(
+            names, lambda at, total, name: bar.update(item, completed=at, total=total, description=name), rare=rare
+        )
+    console.print(
+        f"{done.compiled} kernels compiled, {done.loaded} loaded from the cache, in {done.seconds:.1f} s.",
+        highlight=False,
+    )

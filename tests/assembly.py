@@ -1,0 +1,139 @@
+"""Reading x86-64 assembly: whether a loop is made of whole vectors, and of no more instructions than those demand."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from llvmlite import binding
+from numba import config, types
+
+from fastbn_kernels.cpu.vector import LANES
+
+LABEL = re.compile(r"([.\w$]+):")
+INSTRUCTION = re.compile(r"\s+([a-z]\w*)\s*(.*)")
+REGISTER = re.compile(r"%([xyz])mm\d+")
+BYTES = {"x": 16, "y": 32, "z": 64}
+
+PACKED = re.compile(r"v?(fn?m(?:add|sub)(?=\d)|mul|add|sub)(?:\d{3})?(ps|pd)")
+REFUSED = re.compile(
+    r"v?(?:fn?m(?:add|sub)\d{3}|add|sub|mul|div|sqrt|mov|cvt\w+)s[sd][lq]?|v?cvtt?s[sd]\w+"  # scalar
+    r"|v?p(?:extr|insr)[bwdq]|v?(?:extract|insert)ps|movnti\w?"  # lanes taken apart
+    r"|vp?maskmov\w+|call\w?"  # what is left of a run has masks; nothing is called
+)
+MASKED = re.compile(r"\(.*\{z\}|\) \{%k\d\}$")  # a load of the first lanes and zeros, a store of them
+PAST_CACHE = re.compile(r"v?movnt(?:ps|pd|dq)")
+# What turns stored elements into those of the arithmetic, once a register of the latter. Nothing does for float64.
+DECODING = {
+    types.float32: re.compile(r"v?cvtps2pd"),
+    types.float64: re.compile(r"v?cvtps2pd"),
+    types.int16: re.compile(r"vcvtph2ps"),
+    types.uint16: re.compile(r"vpmovzxwd"),
+}
+
+
+def innermost_loops(assembly):
+    """The loops that hold no other, as lists of (operation, operands): from a label to a jump back to it."""
+    instructions, labels = [], {}
+    for line in assembly.splitlines():
+        line = line.partition("#")[0]
+        if label := LABEL.match(line):
+            labels[label[1]] = len(instructions)
+        elif instruction := INSTRUCTION.match(line):
+            instructions.append((instruction[1], instruction[2].strip()))
+    spans = {
+        (labels[operands], end)
+        for end, (operation, operands) in enumerate(instructions, 1)
+        if operation.startswith("j") and labels.get(operands, end) < end
+    }
+    inner = [s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans)]
+    return [instructions[start:end] for start, end in sorted(inner)]
+
+
+def bytes_of(operands):
+    """The bytes of the last vector register that an instruction names: what it writes, if that is one."""
+    return BYTES[REGISTER.findall(operands)[-1]]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What one turn of a loop does, in operations on vectors of 16 lanes."""
+
+    fma: int = 0
+    mul: int = 0
+    add: int = 0  # and subtractions
+    wide: int = 0  # additions to long sums, which are float64 for all data
+    loads: int = 0  # of data
+    past_cache: int = 0  # vectors streamed
+
+
+def complaints(loop, wanted, data):
+    """What keeps a loop from being the wanted one on data of a Numba dtype; empty if it is. Unrolling is allowed."""
+    half = data.bitwidth == 16
+    found, widths = Counter(), set()
+    past_cache = stack = 0
+    problems = []
+    for operation, operands in loop:
+        if packed := PACKED.fullmatch(operation):
+            kind = "fma" if packed[1].startswith("f") else packed[1].replace("sub", "add")
+            found["wide" if kind == "add" and half and packed[2] == "pd" else f"{kind} {packed[2]}"] += 1
+            widths.add(bytes_of(operands))
+        elif REFUSED.fullmatch(operation) or MASKED.search(operands):
+            problems.append(f"{operation} {operands}")
+        elif PAST_CACHE.fullmatch(operation):
+            past_cache += bytes_of(operands)
+        if DECODING[data].fullmatch(operation):
+            found["decoded"] += 1
+        stack += "(%rsp" in operands and bool(REGISTER.search(operands))
+    if len(widths) != 1:
+        return [*problems, f"vectors of {sorted(widths)} bytes"]
+    width = widths.pop()
+    if width < widest():
+        problems.append(f"vectors of {width} bytes, where {widest()} are to be had")
+    expected = demanded(wanted, data, width)
+    # AVX-512 has 32 registers. 16 of 32 bytes hold the sums and numbers of 16 lanes of float64 but for a few, if
+    # products are added up in place; otherwise they do not.
+    if stack > expected.total() * (0 if width == 64 else 1 / 4 if has("fma") else 1):
+        problems.append(f"{stack} vectors go through the stack")
+    turns = max(1, min(found[kind] // expected[kind] for kind in expected))
+    for kind in sorted(found | expected):
+        if found[kind] != turns * expected[kind]:
+            problems.append(f"{kind}: {found[kind]}, expected {turns} x {expected[kind]}")
+    if past_cache != turns * wanted.past_cache * LANES * data.bitwidth // 8:
+        problems.append(f"{past_cache} bytes go past the cache, expected {turns} x {wanted.past_cache} vectors")
+    return problems
+
+
+def demanded(wanted, data, width):
+    """How many instructions of a kind one turn takes with registers of so many bytes."""
+    half = data.bitwidth == 16
+    element = "ps" if half else "pd"
+    each, each_wide = LANES * (4 if half else 8) // width, LANES * 8 // width
+    apart = 0 if has("fma") else wanted.fma  # products and sums by themselves
+    expected = Counter(
+        {
+            f"fma {element}": (wanted.fma - apart) * each,
+            f"mul {element}": (wanted.mul + apart) * each,
+            f"add {element}": (wanted.add + apart) * each + (0 if half else wanted.wide * each_wide),
+            "wide": wanted.wide * each_wide if half else 0,
+            "decoded": 0 if data == types.float64 else wanted.loads * each,
+        }
+    )
+    return +expected
+
+
+def has(feature):
+    """Whether Numba compiles for a processor with a feature; asked as Numba does."""
+    if config.CPU_FEATURES is not None:
+        return f"+{feature}" in config.CPU_FEATURES.split(",")
+    return bool(binding.get_host_cpu_features().get(feature, False))
+
+
+def widest():
+    """The bytes of the widest vector registers that Numba compiles for."""
+    return 64 if has("avx512f") else 32 if has("avx") else 16
+
+
+def check(assembly, wanted, data):
+    """Assert that one of the innermost loops is the wanted one."""
+    found = [complaints(loop, wanted, data) for loop in innermost_loops(assembly)]
+    assert [] in found, f"none of the loops is {wanted}:\n" + "\n".join(map(str, sorted(found, key=len)[:3]))
