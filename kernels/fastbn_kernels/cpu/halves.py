@@ -25,7 +25,7 @@ def in_hardware() -> bool:
     """Return whether code is compiled for a processor that converts float16."""
     if not binding.get_default_triple().startswith(("x86_64", "i386", "i686")):
         return bool(binding.get_default_triple().startswith(("aarch64", "arm64")))
-    if config.CPU_NAME is None and config.CPU_FEATURES is None:
+    if config.CPU_FEATURES is None:  # Numba compiles with the host's features then, whatever NUMBA_CPU_NAME says
         return bool(binding.get_host_cpu_features().get("f16c", False))
     return "+f16c" in (config.CPU_FEATURES or "")
 
