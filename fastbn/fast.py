@@ -3,7 +3,7 @@
 Everything is still checked, but by one compiled function instead of a score of calls of NumPy: types, dtypes, memory
 orders and writability by Numba's dispatcher, lengths and shared memory by the kernel (`cpu/call.py`). Whatever is not
 as the short way wants it makes it return None with nothing written, and the long way, in `functional`, says what is
-wrong or copes. Both give the same bits. 32 x 64 float32 with all parameters: 5 us this way, 39 the other (PyTorch 10).
+wrong or copes. Both give the same bits. 32 x 64 float32, with all parameters: 5.5 us this way, 39 the other.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ REFUSED, DONE, OVER_X = range(3)
 NUMBERS = (int, float)
 LARGE = 1e300  # below infinity, and what NaN is not
 
-
 # The backend, once it is imported: a global is found in 30 ns, an imported module in 300.
 _backend: Any = None
 
@@ -48,8 +47,8 @@ def backend() -> Any:
     return _backend
 
 
-def _is_plain(array: Any) -> bool:
-    return array is None or type(array) is NDARRAY
+def _fits(parameter: Any, channels: int) -> bool:
+    return parameter is None or (type(parameter) is NDARRAY and parameter.size == channels)
 
 
 def forward(
@@ -68,18 +67,19 @@ def forward(
         return None
     if not (0.0 < eps < LARGE and 0.0 <= momentum <= 1.0 and 0.0 <= correction < LARGE):
         return None
-    if not (_is_plain(weight) and _is_plain(bias) and _is_plain(running_mean) and _is_plain(running_var)):
-        return None
     if (running_mean is None) is not (running_var is None):
         return None
     axis %= ndim
     own = layout.analyse(shape, strides, dtype.itemsize, axis)
     if not own.contiguous or own.size == 0:
         return None
+    C = own.shape[1]
+    if not (_fits(weight, C) and _fits(bias, C) and _fits(running_mean, C) and _fits(running_var, C)):
+        return None
     y = np.empty_like(x) if out is None else out
     if type(y) is not NDARRAY or y.shape != shape or y.strides != strides or y.dtype != dtype:
         return None
-    table = np.empty((6, own.shape[1]))
+    table = np.empty((6, C))
     done = (_backend or backend()).call_forward(
         own.compact(x),
         absent if weight is None else weight,

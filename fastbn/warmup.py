@@ -99,7 +99,7 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
     for done, (kernel, dtype, parallel) in enumerate(tasks):
         if progress is not None:
             progress(done, len(tasks), kernel.name)
-        known = (dtype.char, parallel) in kernel._compiled
+        known = kernel.is_ready(dtype, parallel)
         statistics = getattr(kernel.get(dtype, parallel), "stats", None)  # plain Python under NUMBA_DISABLE_JIT=1
         if statistics is not None and not known:
             hit = bool(statistics.cache_hits)
@@ -118,7 +118,7 @@ def _kernels() -> Iterator[Any]:
     for found in pkgutil.iter_modules(cpu.__path__):
         module = importlib.import_module(f"{cpu.__name__}.{found.name}")
         for value in vars(module).values():
-            if isinstance(value, Kernel) and value._source.__module__ == module.__name__:
+            if isinstance(value, Kernel) and value.source.__module__ == module.__name__:
                 yield value
 
 
@@ -131,7 +131,7 @@ def _tasks(names: Sequence[str], rare: bool) -> Iterator[tuple[Any, np.dtype[Any
     for kernel in _kernels():
         if kernel.name in DISTRIBUTED and not rare:
             continue
-        source = kernel._source
+        source = kernel.source
         by_dtype = not OF_THE_DATA.isdisjoint(source.__annotations__.values())
         # Without a parallel loop, a kernel has no parallel twin that the backend would ask for.
         twins = [False] if "prange" not in source.__code__.co_names else [True, False] if rare else [several]

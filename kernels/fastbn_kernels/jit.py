@@ -104,10 +104,14 @@ class Kernel:
     def __init__(self, source: Callable[..., Any]) -> None:
         self.name = source.__name__
         self.__doc__ = source.__doc__
-        self._source = source
+        self.source = source
         self._signature = [ARGUMENTS[kind] for name, kind in source.__annotations__.items() if name != "return"]
         self._compiled: dict[tuple[str, bool], Callable[..., Any]] = {}
         self._lock = threading.RLock()
+
+    def is_ready(self, dtype: np.dtype[Any], parallel: bool) -> bool:
+        """Return whether this process has compiled or loaded the function for data of `dtype`."""
+        return (dtype.char, parallel) in self._compiled
 
     def get(self, dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
         """Return the function compiled for data of `dtype`, compiling it or loading it from the cache if need be."""
@@ -122,7 +126,7 @@ class Kernel:
 
     def _compile(self, dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
         if config.DISABLE_JIT:
-            return self._source
+            return self.source
         if parallel:
             threads.make_tbb_loadable()
         started = time.perf_counter()
@@ -145,7 +149,7 @@ class Kernel:
 
     def _twin(self, parallel: bool) -> Callable[..., Any]:
         """Copy the source under a name of its own: Numba's cache files are told apart by `__qualname__`."""
-        source = self._source
+        source = self.source
         assert isinstance(source, python_types.FunctionType)
         name = f"{source.__name__}_{'parallel' if parallel else 'serial'}"
         twin = python_types.FunctionType(source.__code__, source.__globals__, name)

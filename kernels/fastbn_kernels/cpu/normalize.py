@@ -13,7 +13,14 @@ import numpy as np
 from fastbn_kernels.cpu.bands import rows_normalize
 from fastbn_kernels.cpu.moments import block_moments, channel_moments, merge_blocks
 from fastbn_kernels.cpu.runs import run_normalize, to_line
-from fastbn_kernels.cpu.tiles import block_tasks, merge_tasks, rows_together, tile_bounds, tile_count
+from fastbn_kernels.cpu.tiles import (
+    block_tasks,
+    merge_tasks,
+    rows_together,
+    stretch_shape,
+    tile_bounds,
+    tile_count,
+)
 from fastbn_kernels.cpu.vector import LANES, fence
 from fastbn_kernels.cpu.wide import empty_numbers, wide, wide_rows
 from fastbn_kernels.formulas import coefficients
@@ -78,13 +85,19 @@ def fold_parameters(
 
 @kernel
 def normalize_apart(x: ReadNCS, mean: ReadC, scale: ReadC, shift: ReadC, past_cache: bool, y: WriteNCS) -> None:
-    """Write (x - mean) * scale + shift to y, which may be x, tiles spread over the threads."""
-    tiles = tile_count(x.shape[0], x.shape[2])
-    tasks = x.shape[1] * tiles
+    """Write (x - mean) * scale + shift to y, which may be x, in the order of memory, spread over the threads."""
+    N, C, S = x.shape
+    groups, pieces, length = stretch_shape(C, S)
+    tasks = N * groups * pieces
     for i in prange(tasks):
         task = tasks - 1 - i
-        c = task // tiles
-        normalize_tile(x, c, task % tiles, mean[c], scale[c], shift[c], y, past_cache)
+        n = task // (groups * pieces)
+        group = task // pieces % groups
+        s0 = task % pieces * length
+        for c in range(group * C // groups, (group + 1) * C // groups):
+            run_normalize(x, (n * C + c) * S + s0, min(length, S - s0), mean[c], scale[c], shift[c], y, past_cache)
+        if past_cache:
+            fence()
 
 
 @kernel

@@ -20,6 +20,9 @@ from fastbn_kernels.jit import scalar
 # it (some 5 ns) over at least half a microsecond of sums.
 TILE = 8192
 
+# Values in a stretch of memory that one thread takes where nothing is summed.
+STRETCH = 16384
+
 # The width that narrow rows are brought to.
 WIDE = 128
 
@@ -44,6 +47,8 @@ MERGED = 256
 @scalar
 def tile_shape(N: int, S: int) -> tuple[int, int, int, int]:
     """Cut the N runs of S values of one channel: (runs a tile, values of a run in it, tiles over N, tiles over S)."""
+    if N * S <= TILE:  # told apart because divisions cost more than the sums of a small channel
+        return N, S, 1, 1
     if S < TILE:
         runs = TILE // S
         return runs, S, (N + runs - 1) // runs, 1
@@ -63,10 +68,20 @@ def tile_count(N: int, S: int) -> int:
 @scalar
 def tile_bounds(tile: int, N: int, S: int) -> tuple[int, int, int, int]:
     """Return (n0, n1, s0, s1) of a tile of one channel."""
+    if N * S <= TILE:
+        return 0, N, 0, S
     runs, length, _, over_s = tile_shape(N, S)
     i = tile // over_s
     j = tile % over_s
     return i * runs, min(N, (i + 1) * runs), j * length, min(S, (j + 1) * length)
+
+
+@scalar
+def stretch_shape(C: int, S: int) -> tuple[int, int, int]:
+    """Cut the C runs of S values of one sample: (groups of runs, pieces of a run, values of a run in a piece)."""
+    pieces = (S + STRETCH - 1) // STRETCH
+    length = ((S + pieces - 1) // pieces + 63) // 64 * 64  # whole vectors but in the last piece
+    return max(1, min(C, C * S // STRETCH)), (S + length - 1) // length, length
 
 
 @scalar
