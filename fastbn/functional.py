@@ -54,7 +54,7 @@ def batch_norm(
 
     Parameters
     ----------
-    x : array of float32 or float64, at least two axes
+    x : array of float32, float64, float16 or bfloat16 (ml_dtypes), at least two axes
         Any shape and any strides, read-only or not. Contiguous in any order of its axes (NCHW, channels-last, a
         transpose), it is not copied.
     weight, bias : array of float32 or float64, shape (C,), optional
@@ -93,8 +93,8 @@ def batch_norm(
     Notes
     -----
     Mean and variance are accumulated in float64 from shifted sums over tiles, merged by Chan's formula; y is computed
-    in float64 and rounded once. Results are the same bits for any number of threads. Ioffe and Szegedy (2015), "Batch
-    Normalization", arXiv:1502.03167.
+    in float64 (for 16-bit x in float32) and rounded once. Results are the same bits for any number of threads. Ioffe
+    and Szegedy (2015), "Batch Normalization", arXiv:1502.03167.
 
     Examples
     --------
@@ -192,7 +192,7 @@ def batch_norm_inference(
 
     Parameters
     ----------
-    x : array of float32 or float64, at least two axes
+    x : array of float32, float64, float16 or bfloat16 (ml_dtypes), at least two axes
         Any shape and strides. An empty batch gives an empty array.
     running_mean, running_var : array of float32 or float64, shape (C,)
         The statistics of every channel: running ones, or a population's, such as `Moments.mean` and
@@ -228,7 +228,7 @@ def batch_moments(x: Array, *, axis: int = 1) -> Moments:
 
     Parameters
     ----------
-    x : array of float32 or float64, at least two axes
+    x : array of float32, float64, float16 or bfloat16 (ml_dtypes), at least two axes
         Any shape and strides; an empty batch has count 0.
     axis : int, default 1
         The channel axis.

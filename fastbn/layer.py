@@ -104,7 +104,7 @@ class BatchNorm:
 
         Parameters
         ----------
-        x : array of float32 or float64
+        x : array of float32, float64, float16 or bfloat16 (ml_dtypes)
             With `num_features` channels along `axis`.
         out : array, optional
             Where y goes; x itself only if there is no backward pass.
