@@ -15,11 +15,19 @@ import numpy as np
 
 from fastbn_kernels.cpu.backward import block_gradient, block_sums, channel_gradient, wide_coefficients
 from fastbn_kernels.cpu.moments import as_pair, block_moments, channel_moments
-from fastbn_kernels.cpu.normalize import normalize_block, normalize_tile
+from fastbn_kernels.cpu.normalize import normalize_block
+from fastbn_kernels.cpu.runs import run_gradient, run_normalize, run_scale, runs_gradient_sums, runs_sums
 from fastbn_kernels.cpu.tiles import block_tasks, rows_together, tile_count
 from fastbn_kernels.cpu.vector import value
 from fastbn_kernels.cpu.wide import empty_numbers, wide
-from fastbn_kernels.formulas import coefficients, finite_or_zero, sum_with_xhat
+from fastbn_kernels.formulas import (
+    coefficients,
+    finite_or_zero,
+    gradient_coefficients,
+    group,
+    shift_is_off,
+    sum_with_xhat,
+)
 from fastbn_kernels.jit import Array, ReadNCS, ReadP, ReadRC, Table, WriteNCS, WriteP, WriteRC, kernel, scalar
 
 # What a kernel answers.
@@ -168,11 +176,18 @@ def call_forward_apart(
     take_all(x, weight, bias, running_mean, running_var, training, table)
     if training:
         for c in range(C):
+            if tile_count(N, S) == 1:  # as `channel_moments`, without the calls, which cost more than 49 values
+                k = finite_or_zero(value(x, c * S))
+                sums, squares = runs_sums(x, c * S, C * S, N, S, k)
+                if not shift_is_off(1.0 / (N * S), sums, squares):
+                    offset, table[M2, c] = group(1.0 / (N * S), 0.0, sums, squares)
+                    table[MEAN, c], table[LOW, c] = as_pair(x, k, offset)
+                    continue
             table[MEAN, c], table[LOW, c], table[M2, c] = channel_moments(x, c)
     scale, shift = fold(N * S if training else 1, eps, table)
-    for c in range(C):
-        for tile in range(tile_count(N, S)):
-            normalize_tile(x, c, tile, table[MEAN, c], scale[c], shift[c], y, False)
+    for run in range(N * C):
+        c = run % C
+        run_normalize(x, run * S, S, table[MEAN, c], scale[c], shift[c], y, False)
     if training:
         update(N * S, running_mean, running_var, momentum, correction, table)
     return done(x, y)
@@ -224,8 +239,19 @@ def call_backward_apart(
     """Write dx, which may be dy or x, and the gradients of the parameters."""
     if not fits_backward(dy, x, dx):
         return REFUSED
-    for c in range(x.shape[1]):
-        dbias[c], dweight[c] = channel_gradient(
-            dy, x, c, table[WEIGHT, c], table[MEAN, c], table[LOW, c], table[INVSTD, c], frozen, dx, False
-        )
+    N, C, S = x.shape
+    for c in range(C):
+        mean, low, invstd, weight = table[MEAN, c], table[LOW, c], table[INVSTD, c], table[WEIGHT, c]
+        if tile_count(N, S) == 1:  # as `channel_gradient`, without the calls
+            sums, products = runs_gradient_sums(dy, x, c * S, C * S, N, S, mean)
+            products = sum_with_xhat(sums, products, low, invstd)
+            a, b, k = gradient_coefficients(np.float64(N * S), low, invstd, weight, sums, products)
+            for n in range(N):
+                if frozen:
+                    run_scale(dy, (n * C + c) * S, S, a, dx)
+                else:
+                    run_gradient(dy, x, (n * C + c) * S, S, mean, a, b, k, dx, False)
+            dbias[c], dweight[c] = sums, products
+        else:
+            dbias[c], dweight[c] = channel_gradient(dy, x, c, weight, mean, low, invstd, frozen, dx, False)
     return done(x, dx)
