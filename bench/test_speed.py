@@ -39,8 +39,8 @@ def test_speed(benchmark, entry, record, settings):
     iterations = max(1, int(1e-3 / seconds))
     benchmark.pedantic(run.call, rounds=max(3, min(30, int(0.1 / seconds))), iterations=iterations)
     benchmark.extra_info.update(row)
-    # The one promise that is a test: the others are shown in the report as they are. Of a megabyte and more, that is;
-    # 1 x 512 x 7 x 7, where every channel has 49 values, is slower than PyTorch.
+    # The one promise that is a test: the others are shown in the report as they are. Of a megabyte and more, that is:
+    # below, a row is as much about calls as about kernels.
     forward = entry.case.apart and entry.operation == "forward" and entry.dtype == "float32"
     if benchmark.enabled and forward and row["bytes"] >= 1 << 20:
         assert row["speedup"].get(EAGER, 1) >= 1
