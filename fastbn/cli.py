@@ -70,7 +70,7 @@ def warmup(
     """Compile the kernels into the cache on disk, so that no later process waits for them.
 
     These are the kernels that the layer, batch_norm, batch_norm_inference and batch_norm_backward need for arrays of
-    any layout and size: about half a minute a dtype.
+    any layout and size: about a minute a dtype.
     """
     from fastbn.warmup import check
     from fastbn.warmup import warmup as warm_up
