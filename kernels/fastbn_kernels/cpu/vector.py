@@ -88,13 +88,13 @@ def load_part(typing: Any, array: Any, index: Any, count: Any) -> tuple[Any, Cod
 
 @intrinsic  # type: ignore[untyped-decorator]
 def numbers(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
-    """Return array.flat[index : index + LANES] of an array that `like_values` made."""
+    """Return array.flat[index : index + LANES] of an array that `empty_numbers` made."""
     return as_stored(array)(array, types.intp), _load(convert=False, part=False)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def numbers_part(typing: Any, array: Any, index: Any, count: Any) -> tuple[Any, Codegen]:
-    """Return array.flat[index : index + count] and zeros of an array that `like_values` made."""
+    """Return array.flat[index : index + count] and zeros of an array that `empty_numbers` made."""
     return as_stored(array)(array, types.intp, types.intp), _load(convert=False, part=True)
 
 
