@@ -31,7 +31,7 @@ def measure(
     rounds: tuple[int, int] = paired.ROUNDS,
     with_float32: bool = False,
 ) -> tuple[ours.Run, dict[str, Any]]:
-    """Return fastbn's run and the row. Raises `Unavailable` if fastbn does not know the dtype yet."""
+    """Return fastbn's run and the row. Raises `Unavailable` if NumPy has no such dtype."""
     problem = draw(case, dtype, operation)
     own = ours.build(problem, operation)
     reference = numpy_plain.build(problem, operation)

@@ -18,13 +18,6 @@ from fastbn.results import BIAS, INVSTD, LOW, M2, MEAN, WEIGHT, Context, Gradien
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
-def _cpu() -> Any:
-    """Return the backend; importing it imports Numba, which `import fastbn` must not."""
-    from fastbn.backends import cpu
-
-    return cpu
-
-
 def _dtype(parameter: Array | None) -> np.dtype[Any] | None:
     return None if parameter is None else parameter.dtype
 
@@ -135,7 +128,7 @@ def batch_norm(
     table[WEIGHT] = 1.0 if weight is None else weight
     table[BIAS] = 0.0 if bias is None else bias
     if training and moments is None and channels > 0:
-        _normalize(x, axis, y, _cpu().forward, table, eps)
+        _normalize(x, axis, y, fast.backend().forward, table, eps)
     else:
         if moments is not None:
             mean, var = moments.mean, moments.var()
@@ -145,7 +138,7 @@ def batch_norm(
             mean, var = np.empty(0), np.empty(0)
         table[MEAN], table[LOW], table[M2] = mean, 0.0, var  # the variance has the place of m2 here
         if x.size:
-            _normalize(x, axis, y, _cpu().normalize, table, eps)
+            _normalize(x, axis, y, fast.backend().normalize, table, eps)
         else:
             table[INVSTD] = 1 / np.sqrt(table[M2] + eps)
     ctx = Context(x, axis, count, table, _dtype(weight), _dtype(bias), not training, moments)
@@ -259,7 +252,7 @@ def batch_moments(x: Array, *, axis: int = 1) -> Moments:
     if not own.contiguous:
         x = np.array(x, order="K")
         own = layout.of(x, axis)
-    mean, low, m2 = _cpu().moments(own.view(x))
+    mean, low, m2 = fast.backend().moments(own.view(x))
     return Moments(count, mean + low, m2)
 
 
@@ -289,7 +282,7 @@ def backward_sums(dy: Array, ctx: Context) -> BackwardSums:
     if x.size == 0:
         return BackwardSums(ctx.count, np.zeros(ctx.mean.size), np.zeros(ctx.mean.size))
     g, source, _ = layout.for_backward(dy, x, ctx.axis)
-    return BackwardSums(ctx.count, *_cpu().sums(g, source, ctx.table))
+    return BackwardSums(ctx.count, *fast.backend().sums(g, source, ctx.table))
 
 
 def batch_norm_backward(
@@ -359,10 +352,10 @@ def batch_norm_backward(
         buffer = dx if fits else layout.empty(template)
         target = layout.of(buffer, ctx.axis).view(buffer)
         if sums is None:
-            sums = BackwardSums(ctx.count, *_cpu().backward(g, source, ctx.table, ctx.frozen, target))
+            sums = BackwardSums(ctx.count, *fast.backend().backward(g, source, ctx.table, ctx.frozen, target))
         else:
             given = sums.sum_dy, sums.sum_dy_xhat, sums.count
-            _cpu().gradient(g, source, ctx.table, *given, ctx.frozen, target)
+            fast.backend().gradient(g, source, ctx.table, *given, ctx.frozen, target)
         if not fits:
             dx[...] = buffer
         if over_x:
