@@ -67,6 +67,18 @@ def tile_gradient(
 
 
 @scalar
+def channel_sums(dy: Array, x: Array, c: int, mean: float) -> tuple[float, float]:
+    """Return the sums of dy and dy * (x - mean) over channel c, tile after tile."""
+    total = 0.0
+    product = 0.0
+    for tile in range(tile_count(x.shape[0], x.shape[2])):
+        t, p = tile_sums(dy, x, c, tile, mean)
+        total += t
+        product += p
+    return total, product
+
+
+@scalar
 def channel_gradient(
     dy: Array, x: Array, channel: int, weight: float, mean: float, low: float, invstd: float, frozen: bool, dx: Array,
     past_cache: bool,
@@ -74,12 +86,7 @@ def channel_gradient(
     """Write dx of one channel; return its sums of dy and dy * xhat."""
     N, _, S = x.shape
     tiles = tile_count(N, S)
-    total = 0.0
-    product = 0.0
-    for tile in range(tiles):
-        t, p = tile_sums(dy, x, channel, tile, mean)
-        total += t
-        product += p
+    total, product = channel_sums(dy, x, channel, mean)
     product = sum_with_xhat(total, product, low, invstd)
     a, b, c = gradient_coefficients(np.float64(N * S), low, invstd, weight, total, product)
     for tile in range(tiles):

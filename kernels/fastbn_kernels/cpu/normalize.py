@@ -15,6 +15,7 @@ from fastbn_kernels.cpu.moments import block_moments, channel_moments, merge_blo
 from fastbn_kernels.cpu.runs import run_normalize, to_line
 from fastbn_kernels.cpu.tiles import (
     block_tasks,
+    group_bounds,
     merge_tasks,
     rows_together,
     stretch_shape,
@@ -94,7 +95,8 @@ def normalize_apart(x: ReadNCS, mean: ReadC, scale: ReadC, shift: ReadC, past_ca
         n = task // (groups * pieces)
         group = task // pieces % groups
         s0 = task % pieces * length
-        for c in range(group * C // groups, (group + 1) * C // groups):
+        c0, c1 = group_bounds(group, groups, C)
+        for c in range(c0, c1):
             run_normalize(x, (n * C + c) * S + s0, min(length, S - s0), mean[c], scale[c], shift[c], y, past_cache)
         if past_cache:
             fence()

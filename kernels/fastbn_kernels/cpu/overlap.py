@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn_kernels.cpu.backward import tile_gradient, tile_sums
+from fastbn_kernels.cpu.backward import channel_sums, tile_gradient
 from fastbn_kernels.cpu.moments import as_pair, channel_moments, channel_origin, tile_group, tile_shift
 from fastbn_kernels.cpu.normalize import normalize_tile
 from fastbn_kernels.cpu.runs import AHEAD, to_line
-from fastbn_kernels.cpu.short import group_bounds
-from fastbn_kernels.cpu.tiles import tile_bounds, tile_count
+from fastbn_kernels.cpu.tiles import group_bounds, tile_bounds, tile_count
 from fastbn_kernels.cpu.vector import (
     LANES,
     add,
@@ -217,12 +216,7 @@ def backward_overlapped(
     tiles = tile_count(N, S)
     for task in prange(groups):
         c0, c1 = group_bounds(task, groups, C)
-        sums = 0.0
-        products = 0.0
-        for tile in range(tiles):
-            t, p = tile_sums(dy, x, c0, tile, mean[c0])
-            sums += t
-            products += p
+        sums, products = channel_sums(dy, x, c0, mean[c0])
         for k in range(c0, c1):
             sum_dy[k] = sums
             sum_dy_xhat[k] = sum_with_xhat(sums, products, low[k], invstd[k])

@@ -17,7 +17,7 @@ import numpy as np
 from fastbn_kernels.cpu.bands import rows_gradient, rows_gradient_sums, rows_normalize, rows_scale, rows_sums
 from fastbn_kernels.cpu.moments import as_pair, channel_origin
 from fastbn_kernels.cpu.runs import column_total, runs_sums, to_line
-from fastbn_kernels.cpu.tiles import tile_bounds, tile_count
+from fastbn_kernels.cpu.tiles import group_bounds, tile_bounds, tile_count
 from fastbn_kernels.cpu.vector import LANES, fence, rounded, splat, store, value
 from fastbn_kernels.cpu.wide import empty_numbers
 from fastbn_kernels.formulas import (
@@ -30,12 +30,6 @@ from fastbn_kernels.formulas import (
     sum_with_xhat,
 )
 from fastbn_kernels.jit import Array, ReadC, ReadNCS, WriteC, WriteNCS, kernel, prange, scalar
-
-
-@scalar
-def group_bounds(task: int, tasks: int, C: int) -> tuple[int, int]:
-    """Return (c0, c1) of a group of channels."""
-    return task * C // tasks, (task + 1) * C // tasks
 
 
 @scalar

@@ -85,6 +85,12 @@ def stretch_shape(C: int, S: int) -> tuple[int, int, int]:
 
 
 @scalar
+def group_bounds(task: int, tasks: int, C: int) -> tuple[int, int]:
+    """Return (c0, c1) of a group of channels."""
+    return task * C // tasks, (task + 1) * C // tasks
+
+
+@scalar
 def rows_together(C: int) -> int:
     """Return how many rows of C channels are taken as one wide row: the fewest that make whole vectors, and WIDE."""
     unit = LANES // math.gcd(C, LANES)
