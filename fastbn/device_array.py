@@ -1,0 +1,201 @@
+"""Arrays on a GPU, whosever they are: PyTorch's, CuPy's, Numba's, or anything with `__cuda_array_interface__`.
+
+Inside fastbn a device array is a `shadow`: a NumPy array with the shape, strides, dtype and address of the real one.
+Everything that looks at these alone (checks, layouts, overlaps) then works on device arrays as it is. Reading an element
+of a shadow would read the GPU's address in the host's memory, so shadows never leave `on_device`.
+
+What is allocated is allocated by the library whose array came in, and given back as its type.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+def is_device_array(value: object) -> bool:
+    """Return whether a value is an array on a GPU; no library is imported to tell."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return bool(value.is_cuda)
+    if type(value) is np.ndarray:
+        return False
+    return hasattr(type(value), "__cuda_array_interface__") or bool(getattr(value, "__cuda_ndarray__", False))
+
+
+def bfloat16(name: str) -> np.dtype[Any]:
+    """Return NumPy's bfloat16."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise TypeError(f"{name}: bfloat16 needs ml_dtypes: pip install ml_dtypes") from None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def _toolkit() -> Any:
+    from fastbn_kernels.cuda import toolkit
+
+    return toolkit
+
+
+class _Export:
+    """What NumPy makes an array of without looking at the memory."""
+
+    def __init__(self, interface: dict[str, Any]) -> None:
+        self.__array_interface__ = interface
+
+
+def _shadow(address: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: Any, readonly: bool) -> Array:
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    stored = np.dtype(dtype)
+    plain = stored if stored.kind in "fiu" and stored.name != "bfloat16" else np.dtype(np.uint16)
+    interface = {"data": (address, readonly), "shape": shape, "strides": strides, "typestr": plain.str, "version": 3}
+    array = np.asarray(_Export(interface))
+    return array if plain == stored else array.view(stored)
+
+
+class Library:
+    """What Numba's device arrays need; the base of the others."""
+
+    name = "numba"
+
+    def shadow(self, name: str, value: Any) -> Array:
+        """Return the shadow of a device array."""
+        simulated = getattr(value, "_ary", None)
+        if isinstance(simulated, np.ndarray):
+            return simulated
+        interface = value.__cuda_array_interface__
+        if interface.get("mask") is not None:
+            raise TypeError(f"{name}: expected an array without a mask")
+        address, readonly = interface["data"]
+        typestr = interface["typestr"]
+        dtype = bfloat16(name) if typestr.lstrip("<|=") == "V2" else np.dtype(typestr)
+        return _shadow(address, tuple(interface["shape"]), interface.get("strides"), dtype, readonly)
+
+    def stream(self, value: Any) -> int:
+        """Return the handle of the stream that the caller works on."""
+        if isinstance(getattr(value, "_ary", None), np.ndarray):
+            return 0
+        return int(value.__cuda_array_interface__.get("stream") or 0)
+
+    def empty(self, like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return a new array on the GPU, in C order."""
+        return _toolkit().empty(shape, dtype)
+
+    def empty_like(self, like: Any, shadow: Array) -> Any:
+        """Return a new array of the shape, dtype and order of axes of `like`."""
+        model = np.lib.stride_tricks.as_strided(np.empty(1, shadow.dtype), shadow.shape, shadow.strides)
+        strides = np.empty_like(model, order="K", subok=False).strides if shadow.size else None
+        return _toolkit().empty(shadow.shape, shadow.dtype, strides)
+
+    def send(self, like: Any, array: Array) -> Any:
+        """Copy a NumPy array to the GPU."""
+        return _toolkit().to_device(np.ascontiguousarray(array))
+
+    def send_as_it_is(self, array: Array) -> Any:
+        """Copy a NumPy array that is contiguous in any order to the GPU."""
+        return _toolkit().to_device(array)
+
+    def fetch(self, value: Any) -> Array:
+        """Copy a device array to the host, once all that was launched before is done."""
+        result: Array = _toolkit().to_host(value)
+        return result
+
+
+class Torch(Library):
+    """PyTorch's tensors."""
+
+    name = "torch"
+
+    def __init__(self) -> None:
+        self.torch = sys.modules["torch"]
+        self.dtypes = {
+            self.torch.float32: np.dtype(np.float32),
+            self.torch.float64: np.dtype(np.float64),
+            self.torch.float16: np.dtype(np.float16),
+        }
+
+    def shadow(self, name: str, value: Any) -> Array:
+        """Return the shadow of a tensor."""
+        if value.requires_grad:
+            raise TypeError(f"{name}: expected a tensor without a gradient to record, pass {name}.detach()")
+        dtype = self.dtypes.get(value.dtype)
+        if dtype is None:
+            if value.dtype is not self.torch.bfloat16:
+                raise TypeError(
+                    f"{name}: expected float32, float64, float16 or bfloat16, got {value.dtype}; "
+                    f"convert it with {name}.float()"
+                )
+            dtype = bfloat16(name)
+        strides = tuple(stride * value.element_size() for stride in value.stride())
+        return _shadow(value.data_ptr(), tuple(value.shape), strides, dtype, False)
+
+    def stream(self, value: Any) -> int:
+        """Return PyTorch's current stream."""
+        return int(self.torch.cuda.current_stream(value.device).cuda_stream)
+
+    def _dtype(self, dtype: Any) -> Any:
+        return {"float32": self.torch.float32, "float64": self.torch.float64}[np.dtype(dtype).name]
+
+    def empty(self, like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return a new tensor."""
+        return self.torch.empty(shape, dtype=self._dtype(dtype), device=like.device)
+
+    def empty_like(self, like: Any, shadow: Array) -> Any:
+        """Return a new tensor of the shape, dtype and memory format of `like`."""
+        return self.torch.empty_like(like)
+
+    def send(self, like: Any, array: Array) -> Any:
+        """Copy a NumPy array to the GPU."""
+        return self.torch.from_numpy(np.array(array)).to(like.device)
+
+    def fetch(self, value: Any) -> Array:
+        """Copy a tensor to the host."""
+        return np.asarray(value.cpu().numpy())
+
+
+class Cupy(Library):
+    """CuPy's arrays."""
+
+    name = "cupy"
+
+    def __init__(self) -> None:
+        self.cupy = sys.modules["cupy"]
+
+    def stream(self, value: Any) -> int:
+        """Return CuPy's current stream."""
+        return int(self.cupy.cuda.get_current_stream().ptr)
+
+    def empty(self, like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return a new array."""
+        return self.cupy.empty(shape, dtype)
+
+    def empty_like(self, like: Any, shadow: Array) -> Any:
+        """Return a new array of the shape, dtype and order of axes of `like`."""
+        return self.cupy.empty_like(like)
+
+    def send(self, like: Any, array: Array) -> Any:
+        """Copy a NumPy array to the GPU."""
+        return self.cupy.asarray(array)
+
+    def fetch(self, value: Any) -> Array:
+        """Copy an array to the host."""
+        return np.asarray(self.cupy.asnumpy(value))
+
+
+_libraries: dict[str, Library] = {}
+
+
+def library(value: Any) -> Library:
+    """Return the library that a device array belongs to; strangers are treated as Numba's."""
+    owner = type(value).__module__.partition(".")[0]
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):  # subclasses have modules of their own
+        owner = "torch"
+    kind = {"torch": Torch, "cupy": Cupy}.get(owner, Library)
+    return _libraries.setdefault(kind.name, kind()) if kind.name not in _libraries else _libraries[kind.name]

@@ -1,0 +1,309 @@
+"""The only file that imports numba.cuda: the decorators, the types of arguments, and how a kernel is launched.
+
+A kernel is compiled on first use, for the dtype of the data, the dtype of the parameters and the width of its loads.
+Arguments are addresses and numbers: an array would travel as nine values, some 1.5 us of Python each.
+
+With NUMBA_ENABLE_CUDASIM=1 the same sources run as plain Python, in `simulator`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+from numba import config
+
+from fastbn_kernels.jit import DTYPES
+
+__all__ = [
+    "SIMULATED",
+    "Counters",
+    "Data",
+    "Doubles",
+    "Kernel",
+    "Long",
+    "Parameters",
+    "cuda",
+    "device",
+    "f64",
+    "i32",
+    "i64",
+    "kernel",
+    "shared_formula",
+]
+
+log = logging.getLogger("fastbn")
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+
+# The most threads a block is ever launched with, which bounds the registers of each.
+THREADS = 256
+
+if not hasattr(np, "row_stack"):  # NumPy 2.5 removed it; numba-cuda 0.30 still names it
+    np.row_stack = np.vstack  # type: ignore[attr-defined]
+
+from numba import cuda as numba_cuda  # noqa: E402 - behind the shim
+
+if SIMULATED:
+    from fastbn_kernels.cuda import simulator
+    from fastbn_kernels.cuda.simulator import cuda
+    from fastbn_kernels.cuda.vector_python import Pointer
+
+    i32: Any = int
+    i64: Any = int
+    f64: Any = np.float64
+    Scalars: Any = None
+else:
+    from numba.cuda import types
+    from numba.cuda.cudadrv import driver
+    from numba.cuda.extending import core_models, register_model
+
+    cuda = numba_cuda
+    i32, i64, f64 = types.int32, types.int64, types.float64
+
+    class Scalars(types.CPointer):  # type: ignore[no-redef]
+        """A pointer to data that is taken one value at a time, because 16 bytes of it are not aligned."""
+
+        def __init__(self, dtype: Any) -> None:
+            super().__init__(dtype)
+            self.name = f"scalars({dtype})"
+
+    register_model(Scalars)(core_models.PointerModel)
+
+
+def device(function: Any) -> Any:
+    """Compile a function that kernels call; it is inlined into each."""
+    return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
+
+
+def shared_formula(formula: Any) -> Any:
+    """Return the device's version of a function of `fastbn_kernels.formulas`."""
+    return device(getattr(formula, "py_func", formula))
+
+
+# What a kernel's annotations may say of an argument. `Data` is x, y, dy or dx, `Parameters` what belongs to weight and
+# bias, `Doubles` and `Counters` are workspace and tables.
+Data: TypeAlias = Any
+Parameters: TypeAlias = Any
+Doubles: TypeAlias = Any
+Counters: TypeAlias = Any
+Long: TypeAlias = int
+
+
+def _types(data: Any, parameter: Any, scalars: bool) -> dict[str, Any]:
+    """Return the Numba type of every kind of argument."""
+    return {
+        "Data": Scalars(data) if scalars else types.CPointer(data),
+        "Parameters": types.CPointer(parameter),
+        "Doubles": types.CPointer(types.float64),
+        "Counters": types.CPointer(types.uint32),
+        "int": types.int32,
+        "Long": types.int64,
+        "float": types.float64,
+    }
+
+
+class Kernel:
+    """One source, compiled on first use for each kind of data.
+
+    Parameters
+    ----------
+    source : function
+        Plain Python in Numba's subset, every argument annotated with a name that `_types` knows.
+    waits : bool
+        Whether its blocks wait for each other.
+    """
+
+    def __init__(self, source: Callable[..., Any], waits: bool) -> None:
+        self.waits = waits
+        self.name = source.__name__
+        self.__doc__ = source.__doc__
+        self.source = source
+        self._kinds = [kind for name, kind in source.__annotations__.items() if name != "return"]
+        self._compiled: dict[tuple[str, str, bool, int], Any] = {}
+        self._launchers: dict[tuple[Any, ...], Any] = {}
+        self._lock = threading.RLock()
+
+    def signature(self, data: str, parameter: str, scalars: bool) -> Any:
+        """Return Numba's signature for data and parameters of these dtypes (`numpy.dtype.char`)."""
+        known = _types(DTYPES[data], DTYPES[parameter], scalars)
+        return types.void(*(known[kind] for kind in self._kinds))
+
+    def ptx(self, data: str, parameter: str, scalars: bool, resident: int, capability: tuple[int, int]) -> str:
+        """Compile to PTX without a driver."""
+        signature = self.signature(data, parameter, scalars)
+        bounds = (THREADS, resident)
+        code: str = cuda.compile_ptx(self.source, signature, cc=capability, launch_bounds=bounds)[0]
+        return code
+
+    def compiled(self, data: str, parameter: str, scalars: bool, resident: int) -> Any:
+        """Compile for the GPU that is there; return Numba's kernel."""
+        with self._lock:
+            key = data, parameter, scalars, resident
+            if key not in self._compiled:
+                self._compiled[key] = self._compile(*key)
+            return self._compiled[key]
+
+    def _compile(self, data: str, parameter: str, scalars: bool, resident: int) -> Any:
+        started = time.perf_counter()
+        signature = self.signature(data, parameter, scalars)
+        dispatcher = cuda.jit(signature, launch_bounds=(THREADS, resident))(self.source)
+        for compiled in dispatcher.overloads.values():
+            # All blocks of a launch must be on the chip at once, or those that wait at a barrier wait for ever. A
+            # cooperative launch promises that, also beside other streams.
+            compiled.cooperative = self.waits
+            if self.waits and shared_limit() > STATIC_LIMIT:
+                allow_shared(compiled, shared_limit())
+        log.info("fastbn: compiled %s for %s in %.2f s", self.name, data, time.perf_counter() - started)
+        return dispatcher
+
+    def launch(
+        self,
+        kind: tuple[str, str, bool, int],
+        grid: int,
+        threads: int,
+        stream: int,
+        shared: int,
+        arguments: tuple[Any, ...],
+    ) -> None:
+        """Launch `grid` blocks of `threads` with `shared` bytes each; `kind` is what `_compile` takes."""
+        if SIMULATED:
+            simulator.launch(self.source, grid, threads, shared, arguments)
+            return
+        key = kind, grid, threads, stream, shared
+        launcher = self._launchers.get(key)
+        if launcher is None:
+            compiled = self.compiled(*kind)
+            with self._lock:
+                if len(self._launchers) > 1024:
+                    self._launchers.clear()
+                on = cuda.external_stream(stream) if stream else 0
+                launcher = self._launchers[key] = compiled[grid, threads, on, shared]
+        launcher(*arguments)
+
+
+# Shared memory that a block may have unless the kernel asks for more, which numba-cuda does not do.
+STATIC_LIMIT = 48 << 10
+
+
+def allow_shared(compiled: Any, most: int) -> None:
+    """Let a kernel be launched with up to `most` bytes of dynamic shared memory, and prefer it to the first cache."""
+    function = compiled._codelibrary.get_cufunc()
+    attribute = driver.binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    static = 12288  # what the kernels have beside it counts to the limit
+    driver.driver.cuKernelSetAttribute(attribute, most - static, function.handle, function.device.id)
+    function.set_shared_memory_carveout(100)
+
+
+@functools.cache
+def shared_limit() -> int:
+    """Return how much shared memory a block may have here: what the GPU offers if Numba's internals let us ask."""
+    offered = int(cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+
+    def nothing(n: int) -> None:
+        pass
+
+    try:
+        probe = cuda.jit(types.void(types.int32))(nothing)
+        allow_shared(next(iter(probe.overloads.values())), offered)
+    except Exception as error:
+        log.warning("fastbn: kernels keep at most 48 KB a block on the chip: %s: %s", type(error).__name__, error)
+        return STATIC_LIMIT
+    return offered
+
+
+def properties() -> dict[str, Any]:
+    """Return what a launch plan needs to know of the GPU that is there."""
+    if SIMULATED:  # few and small, so that small arrays reach every plan
+        return {"multiprocessors": 2, "shared_per_block": 32768, "shared_per_multiprocessor": 32768,
+                "second_level": 1 << 20, "threads": 32}  # fmt: skip
+    gpu = cuda.get_current_device()
+    return {
+        "multiprocessors": int(gpu.MULTIPROCESSOR_COUNT),
+        "shared_per_block": shared_limit(),
+        "shared_per_multiprocessor": int(gpu.MAX_SHARED_MEMORY_PER_MULTIPROCESSOR),
+        "second_level": int(gpu.L2_CACHE_SIZE),
+    }
+
+
+def name() -> str:
+    """Return the name of the GPU that is there."""
+    if SIMULATED:
+        return "simulator"
+    found = cuda.get_current_device().name
+    return found.decode() if isinstance(found, bytes) else str(found)
+
+
+def problem() -> str | None:
+    """Return why no GPU can be used, in one line, or None."""
+    if SIMULATED:
+        return None
+    if not cuda.is_available():
+        error = getattr(driver.driver, "initialization_error", None)
+        return " ".join(str(error or "the driver finds no GPU").split())
+    return None
+
+
+def argument(array: Any, scalars: bool) -> Any:
+    """Return what a kernel gets for an array of data."""
+    if SIMULATED:
+        return Pointer(flat(array), scalars)
+    return array.__array_interface__["data"][0]
+
+
+def number_argument(array: Any) -> Any:
+    """Return what a kernel gets for numbers of channels or workspace; None is nothing."""
+    if SIMULATED:
+        return np.empty(1) if array is None else flat(array)
+    return 0 if array is None else array.__array_interface__["data"][0]
+
+
+def empty(shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None) -> Any:
+    """Return a new array on the GPU."""
+    return numba_cuda.device_array(shape, np.dtype(dtype), strides=strides)
+
+
+def to_device(array: Any) -> Any:
+    """Copy a NumPy array, contiguous in C or Fortran order, to the GPU."""
+    return numba_cuda.to_device(array)
+
+
+def to_host(array: Any) -> Any:
+    """Copy an array with `__cuda_array_interface__` to the host, once all that was launched before is done."""
+    if not hasattr(array, "copy_to_host"):
+        array = numba_cuda.as_cuda_array(array)
+    numba_cuda.synchronize()  # whatever stream it was computed on
+    return array.copy_to_host()
+
+
+def zeros(nbytes: int) -> Any:
+    """Return zeroed memory of the GPU."""
+    if SIMULATED:
+        return np.zeros(nbytes, np.uint8)
+    memory = cuda.to_device(np.zeros(nbytes, np.uint8))
+    cuda.synchronize()  # other streams may use it from now on
+    return memory
+
+
+def piece(memory: Any, start: int, count: int, dtype: Any) -> Any:
+    """Return part of such memory as a kernel takes it."""
+    if SIMULATED:
+        return memory[start : start + count * np.dtype(dtype).itemsize].view(dtype)
+    return memory.device_ctypes_pointer.value + start
+
+
+def flat(array: Any) -> Any:
+    """Return a contiguous array as one axis, without a copy."""
+    view = array.reshape(-1)
+    assert array.size == 0 or np.may_share_memory(view, array)
+    return view
+
+
+def kernel(*, waits: bool) -> Callable[[Callable[..., Any]], Kernel]:
+    """Make a `Kernel` of a function; see there."""
+    return lambda source: Kernel(source, waits)

@@ -1,0 +1,160 @@
+"""`vector` in plain Python, for the simulator: the same functions, the same roundings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+HALVES = (np.dtype(np.int16), np.dtype(np.uint16))
+
+
+class Pointer:
+    """What a kernel gets for data: a flat array (16-bit floats as their bits) and how much of it is taken at a time."""
+
+    def __init__(self, array: Any, scalars: bool) -> None:
+        self.array = array
+        self.count = 1 if scalars else 16 // array.itemsize
+        self.half = array.dtype in HALVES
+
+
+def width(x: Pointer) -> int:
+    """Return how many values of x are taken at a time."""
+    return x.count
+
+
+def load(x: Pointer, at: int) -> Any:
+    """Return the values at an element, as they are stored; the address must be a whole number of vectors."""
+    assert at % x.count == 0, f"not aligned: element {at}"
+    assert 0 <= at <= x.array.size - x.count, f"outside: element {at} of {x.array.size}"
+    return x.array[at : at + x.count].copy()
+
+
+load_once = load
+
+
+def load_part(x: Pointer, at: int, hi: int) -> Any:
+    """Load the first `hi` values of a vector; the rest are zero."""
+    assert at % x.count == 0
+    assert 0 <= at <= x.array.size - hi
+    raw = np.zeros(x.count, x.array.dtype)
+    raw[:hi] = x.array[at : at + hi]
+    return raw
+
+
+def numbers(x: Pointer, raw: Any) -> tuple[Any, ...]:
+    """Convert what was loaded from x."""
+    raw = raw.view(x.array.dtype)[: x.count]
+    if raw.dtype == np.int16:
+        return tuple(raw.view(np.float16).astype(np.float32))
+    if raw.dtype == np.uint16:
+        return tuple((raw.astype(np.uint32) << np.uint32(16)).view(np.float32))
+    return tuple(raw.astype(np.float64))
+
+
+def _rounded(y: Pointer, values: tuple[Any, ...]) -> Any:
+    """Return numbers in the dtype that y stores."""
+    if y.array.dtype == np.int16:
+        return np.array(values, np.float32).astype(np.float16).view(np.int16)
+    if y.array.dtype == np.uint16:
+        bits = np.array(values, np.float32).view(np.uint32)
+        even = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        return np.where(np.isnan(np.array(values)), 0x7FFF, even).astype(np.uint16)
+    return np.array(values, y.array.dtype)
+
+
+def store(y: Pointer, at: int, values: tuple[Any, ...]) -> None:
+    """Round a vector to y's dtype and store it."""
+    assert at % y.count == 0, f"not aligned: element {at}"
+    assert 0 <= at <= y.array.size - y.count, f"outside: element {at} of {y.array.size}"
+    y.array[at : at + y.count] = _rounded(y, values)
+
+
+def store_part(y: Pointer, at: int, values: tuple[Any, ...], lo: int, hi: int) -> None:
+    """Store the values from lo up to hi of a vector."""
+    assert 0 <= at + lo <= at + hi <= y.array.size
+    y.array[at + lo : at + hi] = _rounded(y, values)[lo:hi]
+
+
+def keep(held: Any, slot: int, raw: Any) -> None:
+    """Put what was loaded into a slot of shared memory."""
+    bits = raw.view(np.uint8)
+    held.view(np.uint8)[16 * slot : 16 * slot + bits.size] = bits
+
+
+def kept(held: Any, slot: int) -> Any:
+    """Take it out again, as bytes, which `numbers` sees as what they are."""
+    return held.view(np.uint8)[16 * slot : 16 * slot + 16]
+
+
+def number(x: Pointer, value: Any) -> Any:
+    """Round a float64 to the type that values of x are computed with."""
+    return np.float32(value) if x.half else np.float64(value)
+
+
+def splat(x: Pointer, value: Any) -> tuple[Any, ...]:
+    """Return a vector of one number."""
+    return (number(x, value),) * x.count
+
+
+def put(vector: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
+    """Return the vector with a float64 in one place."""
+    return (*vector[:index], type(vector[index])(value), *vector[index + 1 :])
+
+
+def get(vector: tuple[Any, ...], index: int) -> Any:
+    """Return one place of a vector, as float64."""
+    return np.float64(vector[index])
+
+
+def add(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a + b."""
+    return tuple(p + q for p, q in zip(a, b, strict=True))
+
+
+def sub(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a - b."""
+    return tuple(p - q for p, q in zip(a, b, strict=True))
+
+
+def mul(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a * b."""
+    return tuple(p * q for p, q in zip(a, b, strict=True))
+
+
+def _fused(a: Any, b: Any, c: Any) -> Any:
+    if type(a) is np.float32:
+        return np.float32(np.float64(a) * np.float64(b) + np.float64(c))
+    return np.float64(np.longdouble(a) * np.longdouble(b) + np.longdouble(c))
+
+
+def fma(a: tuple[Any, ...], b: tuple[Any, ...], c: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a * b + c, rounded once."""
+    return tuple(_fused(p, q, r) for p, q, r in zip(a, b, c, strict=True))
+
+
+def widen(a: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a vector as float64."""
+    return tuple(np.float64(p) for p in a)
+
+
+def total(a: tuple[Any, ...]) -> Any:
+    """Return the sum of a vector as float64, added in the type that it has."""
+    values = list(a)
+    while len(values) > 1:
+        values = [values[i] + values[i + 1] for i in range(0, len(values), 2)]
+    return np.float64(values[0])
+
+
+def dot(a: tuple[Any, ...], b: tuple[Any, ...]) -> Any:
+    """Return the sum of the products of two vectors as float64, computed in the type that they have."""
+    half = max(1, len(a) // 2)
+    sums = [p * q for p, q in zip(a[:half], b[:half], strict=True)]
+    for i in range(half, len(a)):
+        sums[i - half] = _fused(a[i], b[i], sums[i - half])
+    return total(tuple(sums))
+
+
+def inside(a: tuple[Any, ...], lo: int, hi: int, other: Any) -> tuple[Any, ...]:
+    """Return the vector with `other` in the places before lo and from hi on."""
+    return tuple(value if lo <= i < hi else other for i, value in enumerate(a))
