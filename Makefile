@@ -7,12 +7,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo demo-quick test test-frameworks test-slow lint format bench bench-quick accuracy clean
+.PHONY: help demo demo-quick test gpu-simulated gpu-static test-frameworks test-slow lint format bench bench-quick accuracy clean
 
 help:
 	@echo "make demo             train on real digits with and without batch normalization: a table and a figure"
 	@echo "make test             the tests"
 	@echo "make test-frameworks  the tests against PyTorch and the other frameworks (downloads them)"
+	@echo "make gpu-static       what the GPU kernels compile to, without a GPU; part of make test, as is gpu-simulated"
 	@echo "make test-slow        the tests that take minutes"
 	@echo "make bench            speed beside PyTorch, JAX, oneDNN, NumPy and a copy, in 25 minutes (installs the frameworks)"
 	@echo "make bench-quick      a selection of that, in three minutes; WRITE=STEM keeps it as STEM.json and STEM.md"
@@ -46,7 +47,16 @@ test: $(VENV)/.test
 	$(BIN)/pytest --doctest-modules fastbn/functional.py fastbn/layer.py
 	NUMBA_BOUNDSCHECK=1 $(BIN)/pytest tests/test_bounds.py tests/test_forward.py tests/test_backward.py \
 		tests/test_moments.py tests/test_properties.py
+	$(MAKE) --no-print-directory gpu-simulated gpu-static
 	$(BIN)/pytest bench --benchmark-disable
+
+# The GPU kernels on a simulated GPU, against the oracle.
+gpu-simulated: $(VENV)/.test
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/pytest tests/test_gpu_kernels.py tests/test_gpu_calls.py tests/test_gpu_simulator.py
+
+# The GPU kernels compiled for three architectures, without a GPU: registers, spills, widths of loads.
+gpu-static: $(VENV)/.test
+	$(BIN)/python bench/gpu_static.py
 
 test-frameworks: $(VENV)/.frameworks
 	$(BIN)/pytest -m frameworks

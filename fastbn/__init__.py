@@ -1,11 +1,13 @@
 """Batch normalization for NumPy, as Numba kernels.
 
 The functions are `batch_norm`, `batch_norm_inference`, `batch_norm_backward`, `batch_moments` and `backward_sums`;
-the layer is `BatchNorm`. Importing fastbn imports NumPy alone: Numba comes, and kernels compile, with the first call.
+the layer is `BatchNorm`. They compute on the CPU, and arrays on an NVIDIA GPU where they are: `explain` says which,
+`to_device` and `to_host` copy. Importing fastbn imports NumPy alone: Numba comes, and kernels compile, with the first call.
 """
 
 from fastbn import _checkout
 from fastbn._version import __version__
+from fastbn.device import Choice, explain, to_device, to_host
 from fastbn.functional import (
     backward_sums,
     batch_moments,
@@ -20,6 +22,7 @@ from fastbn.results import Context, Gradients
 __all__ = [
     "BackwardSums",
     "BatchNorm",
+    "Choice",
     "Context",
     "Gradients",
     "Moments",
@@ -29,6 +32,9 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_inference",
+    "explain",
+    "to_device",
+    "to_host",
 ]
 
 _checkout.use_its_kernels()

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fastbn.device_array import is_device_array, library
+from fastbn.device_array import Library, is_device_array, library
+
+log = logging.getLogger("fastbn")
 
 INSTALL = 'install NVIDIA\'s driver and pip install "fastbn[cuda]"'
 
@@ -24,9 +28,10 @@ _backend: Any = None
 
 
 def cuda_backend() -> Any:
-    """Return the backend for GPUs; importing it imports numba.cuda, which nothing else does."""
+    """Return the backend for GPUs, or raise; importing it imports numba.cuda, which CPU calls never do."""
     global _backend
     if _backend is None:
+        require()
         from fastbn.backends import cuda
 
         _backend = cuda
@@ -36,15 +41,16 @@ def cuda_backend() -> Any:
 @functools.cache
 def problem() -> str | None:
     """Return why no GPU can be used, in one line, or None."""
-    if importlib.util.find_spec("numba_cuda") is None:
-        return f"numba-cuda is not installed; {INSTALL}"
     try:
-        from fastbn_kernels.cuda import toolkit
+        if importlib.util.find_spec("numba_cuda") is None:
+            found: str | None = "numba-cuda is not installed"
+        else:
+            from fastbn_kernels.cuda import toolkit
 
-        found = toolkit.problem()
+            found = toolkit.problem()
     except Exception as error:  # whatever a broken install raises
-        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return None if found is None else f"{found[:200]}; {INSTALL}"
+        found = f"numba-cuda does not work: {type(error).__name__}: {' '.join(str(error).split())}"
+    return None if found is None else f"{found[:200].rstrip(' .')}; {INSTALL}"
 
 
 def require() -> None:
@@ -54,18 +60,22 @@ def require() -> None:
         raise ValueError(f"device: expected a machine with an NVIDIA GPU for 'cuda', but {found}")
 
 
-def checked(device: object, name: str = "device") -> str | None:
-    """Return the name of a processor that a caller or the user gave."""
+def checked(device: object) -> str | None:
+    """Return the name of a processor that a caller gave."""
     if device is None or (isinstance(device, str) and device in NAMES):
         return device
     kind = ValueError if isinstance(device, str) else TypeError
-    raise kind(f"{name}: expected None, 'cpu' or 'cuda', got {device!r}")
+    raise kind(f"device: expected None, 'cpu' or 'cuda', got {device!r}")
 
 
 def from_environment() -> str | None:
     """Return what `FASTBN_DEVICE` says; empty or "auto" says nothing."""
     value = os.environ.get("FASTBN_DEVICE", "")
-    return None if value in ("", "auto") else checked(value, "FASTBN_DEVICE")
+    if value in ("", "auto"):
+        return None
+    if value not in NAMES:
+        raise ValueError(f"FASTBN_DEVICE: expected 'cpu', 'cuda' or 'auto' in the environment, got {value!r}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -117,15 +127,84 @@ def explain(x: Any, *, device: str | None = None) -> Choice:
     if is_device_array(x):
         if given == "cpu":
             raise ValueError("device: expected None or 'cuda' for an array on a GPU, got 'cpu'; fetch it with to_host")
-        return Choice("cuda", f"the array is on a GPU ({library(x).name})")
+        return Choice("cuda", f"the array is on a GPU ({library(x).name}){_but('cuda')}")
     if given is not None:
-        return Choice(given, "the caller asked for it with device=")
+        return Choice(given, f"the caller asked for it with device={_but(given)}")
     wanted = from_environment()
     if wanted is not None:
-        return Choice(wanted, "the environment variable FASTBN_DEVICE asks for it")
+        return Choice(wanted, f"the environment variable FASTBN_DEVICE asks for it{_but(wanted)}")
     from fastbn import cost
 
     return Choice(*cost.choose(int(np.asarray(x).nbytes)))
+
+
+def _but(name: str) -> str:
+    """Return what to add to a reason if a call there would raise."""
+    found = problem() if name == "cuda" else None
+    return "" if found is None else f", but a call would raise: {found}"
+
+
+# Bytes from which a NumPy array goes to the GPU by itself; None before the first call.
+_by_itself_from: float | None = None
+
+# Whether that is what the user says, or the rates of the GPU that is here.
+_sure = False
+
+
+def _learn() -> float:
+    """Read the environment and the rates that were measured, once in a process."""
+    global _by_itself_from, _sure
+    wanted = from_environment()
+    _sure = wanted is not None
+    if wanted is None:
+        from fastbn import cost
+
+        limit = cost.threshold()
+    else:
+        limit = 0.0 if wanted == "cuda" else math.inf
+    _by_itself_from = limit
+    return limit
+
+
+def _make_sure() -> bool:
+    """Return whether the rates that send an array to a GPU are those of the one here; without, none goes by itself."""
+    global _by_itself_from, _sure
+    from fastbn import cost
+
+    rates, reason = cost.find()
+    if rates is None:
+        log.info("fastbn: NumPy arrays stay on the CPU: %s", reason)
+        _by_itself_from = math.inf
+    _sure = True
+    return rates is not None
+
+
+def forget() -> None:
+    """Read the environment and the rates again at the next call."""
+    global _by_itself_from
+    from fastbn import cost
+
+    _by_itself_from = None
+    cost.forget()
+
+
+def of(x: Any, device: object) -> Any:
+    """Return the module whose functions take a call on x: None is the CPU's."""
+    if device is None and isinstance(x, np.ndarray):
+        limit = _learn() if _by_itself_from is None else _by_itself_from
+        if x.nbytes < limit or not (_sure or _make_sure()):
+            return None
+    elif is_device_array(x):
+        if checked(device) == "cpu":
+            raise ValueError("device: expected None or 'cuda' for an array on a GPU, got 'cpu'; fetch it with to_host")
+        from fastbn import on_device
+
+        return on_device
+    elif checked(device) != "cuda":  # what is no array at all is refused there
+        return None
+    from fastbn import round_trip
+
+    return round_trip
 
 
 def to_device(array: Any) -> Any:
@@ -151,11 +230,7 @@ def to_device(array: Any) -> Any:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"array: expected a numpy.ndarray, got an object of type {type(array).__name__}")
     require()
-    from fastbn.device_array import Library
-
-    if array.flags.f_contiguous and not array.flags.c_contiguous:
-        return Library().send_as_it_is(array)
-    return Library().send(None, array)
+    return Library().send_as_it_is(array) if array.flags.forc else Library().send(None, array)
 
 
 def to_host(array: Any) -> np.ndarray[Any, Any]:
@@ -174,9 +249,14 @@ def to_host(array: Any) -> np.ndarray[Any, Any]:
     ------
     TypeError
         If it is neither.
+    ValueError
+        If numba-cuda, which copies for all but PyTorch and CuPy, finds no GPU.
     """
     if isinstance(array, np.ndarray):
         return array
     if not is_device_array(array):
         raise TypeError(f"array: expected an array on a GPU, got an object of type {type(array).__name__}")
-    return library(array).fetch(array)
+    own = library(array)
+    if type(own) is Library:
+        require()
+    return own.fetch(array)

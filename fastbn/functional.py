@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastbn import device as processors
 from fastbn import fast, layout, memory, validate
 from fastbn.moments import BackwardSums, Moments
 from fastbn.results import BIAS, INVSTD, LOW, M2, MEAN, WEIGHT, Context, Gradients
@@ -40,6 +41,7 @@ def batch_norm(
     axis: int = 1,
     moments: Moments | None = None,
     out: Array | None = None,
+    device: str | None = None,
 ) -> tuple[Array, Context]:
     """Normalise every channel of a batch, then scale and shift it.
 
@@ -49,7 +51,8 @@ def batch_norm(
     ----------
     x : array of float32, float64, float16 or bfloat16 (ml_dtypes), at least two axes
         Any shape and any strides, read-only or not. Contiguous in any order of its axes (NCHW, channels-last, a
-        transpose), it is not copied.
+        transpose), it is not copied. Of NumPy, or on a GPU: of PyTorch, CuPy, Numba or anything else with
+        ``__cuda_array_interface__``; the other arrays then are there too, or parameters of NumPy.
     weight, bias : array of float32 or float64, shape (C,), optional
         Scale and shift, of `C = x.shape[axis]` channels. Default: 1 and 0.
     running_mean, running_var : array of float32 or float64, shape (C,), optional
@@ -69,11 +72,14 @@ def batch_norm(
         Statistics to use instead of the batch's own: those of all ranks merged, say. With `training` only.
     out : array, optional
         Where y goes: the shape and dtype of x, memory apart from it, or x itself.
+    device : "cpu" or "cuda", optional
+        Where to compute. By default an array on a GPU is computed there, and a NumPy array on the CPU unless
+        ``FASTBN_DEVICE`` or the rates that ``fastbn devices`` measured say otherwise; see `explain`.
 
     Returns
     -------
     y : array
-        Shape, dtype and memory order of x; `out` if that was given.
+        Shape, dtype and memory order of x, of the library that x is of; `out` if that was given.
     ctx : Context
         For `batch_norm_backward`. It refers to x, so leave x unchanged until then.
 
@@ -97,6 +103,11 @@ def batch_norm(
     >>> bool(np.allclose(y.mean((0, 2, 3)), 0, atol=1e-6)), bool(np.allclose(y.std((0, 2, 3)), 1, atol=1e-4))
     (True, True)
     """
+    where = processors.of(x, device)
+    if where is not None:
+        return where.batch_norm(
+            x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, moments, out
+        )
     if moments is None and (training is True or training is False):
         done = fast.forward(x, weight, bias, running_mean, running_var, momentum, correction, eps, axis, training, out)
         if done is not None:
@@ -180,6 +191,7 @@ def batch_norm_inference(
     eps: float = 1e-5,
     axis: int = 1,
     out: Array | None = None,
+    device: str | None = None,
 ) -> Array:
     """Normalise with given statistics: ``y = (x - running_mean) / sqrt(running_var + eps) * weight + bias``.
 
@@ -190,7 +202,7 @@ def batch_norm_inference(
     running_mean, running_var : array of float32 or float64, shape (C,)
         The statistics of every channel: running ones, or a population's, such as `Moments.mean` and
         ``Moments.var(1)``, whose float64 digits are all used.
-    weight, bias, eps, axis, out
+    weight, bias, eps, axis, out, device
         As for `batch_norm`.
 
     Returns
@@ -212,11 +224,12 @@ def batch_norm_inference(
            [0.5, 0.5, 0.5]], dtype=float32)
     """
     return batch_norm(
-        x, weight, bias, running_mean=running_mean, running_var=running_var, training=False, eps=eps, axis=axis, out=out
-    )[0]
+        x, weight, bias,
+        running_mean=running_mean, running_var=running_var, training=False, eps=eps, axis=axis, out=out, device=device,
+    )[0]  # fmt: skip
 
 
-def batch_moments(x: Array, *, axis: int = 1) -> Moments:
+def batch_moments(x: Array, *, axis: int = 1, device: str | None = None) -> Moments:
     """Return count, mean and sum of squared deviations of every channel.
 
     Parameters
@@ -225,11 +238,13 @@ def batch_moments(x: Array, *, axis: int = 1) -> Moments:
         Any shape and strides; an empty batch has count 0.
     axis : int, default 1
         The channel axis.
+    device : "cpu" or "cuda", optional
+        As for `batch_norm`.
 
     Returns
     -------
     Moments
-        float64, shape (C,). Merge those of several batches with `Moments.merge`.
+        Of NumPy, float64, shape (C,). Merge those of several batches with `Moments.merge`.
 
     Raises
     ------
@@ -243,6 +258,9 @@ def batch_moments(x: Array, *, axis: int = 1) -> Moments:
     >>> m.count, m.mean, m.var()
     (2, array([ 2., 10.]), array([1., 0.]))
     """
+    where = processors.of(x, device)
+    if where is not None:
+        return where.batch_moments(x, axis)
     x = validate.data(x)
     axis = validate.axis(axis, x)
     count = _values_per_channel(x, axis)
@@ -277,6 +295,9 @@ def backward_sums(dy: Array, ctx: Context) -> BackwardSums:
     TypeError, ValueError
         For anything that does not fit.
     """
+    where = getattr(ctx, "where", None)
+    if where is not None:
+        return where.backward_sums(dy, ctx)
     x = validate.context(ctx)
     dy = validate.gradient(dy, x)
     if x.size == 0:
@@ -329,6 +350,9 @@ def batch_norm_backward(
     >>> bool(np.abs(grads.dx).max() < 1e-12)
     True
     """
+    where = getattr(ctx, "where", None)
+    if where is not None:
+        return where.batch_norm_backward(dy, ctx, sums, out)
     if sums is None:
         grads = fast.backward(dy, ctx, out)
         if grads is not None:

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn import functional, validate
+from fastbn.device import checked
+from fastbn.device_array import is_device_array
 from fastbn.results import Context
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -38,6 +40,8 @@ class BatchNorm:
         Whether there are running statistics; without them, inference too uses the batch's own.
     dtype : float32 or float64, default float32
         Of the parameters and running statistics.
+    device : "cpu" or "cuda", optional
+        Where to compute, as for `batch_norm`. The parameters and running statistics are arrays of NumPy in any case.
 
     Attributes
     ----------
@@ -80,6 +84,7 @@ class BatchNorm:
         affine: bool = True,
         track_running_stats: bool = True,
         dtype: Any = np.float32,
+        device: str | None = None,
     ) -> None:
         self.num_features = validate.features(num_features)
         self.axis = validate.integer("axis", axis)
@@ -89,6 +94,7 @@ class BatchNorm:
         self.affine = validate.flag("affine", affine)
         self.track_running_stats = validate.flag("track_running_stats", track_running_stats)
         self.dtype = validate.parameter_dtype(dtype)
+        self.device = checked(device)
         self.training = True
         self.weight: Array | None = np.ones(num_features, self.dtype) if affine else None
         self.bias: Array | None = np.zeros(num_features, self.dtype) if affine else None
@@ -119,7 +125,8 @@ class BatchNorm:
         TypeError, ValueError
             As `batch_norm`; nothing is written then, and no batch is counted.
         """
-        x = validate.data(x)
+        if not is_device_array(x):
+            x = validate.data(x)
         validate.channels(x, validate.axis(self.axis, x), self.num_features)
         tracking = self.training and self.track_running_stats
         momentum = 1.0 / (self.num_batches_tracked + 1) if self.momentum is None else self.momentum
@@ -135,6 +142,7 @@ class BatchNorm:
             eps=self.eps,
             axis=self.axis,
             out=out,
+            device=self.device,
         )
         self.num_batches_tracked += tracking
         return y

@@ -36,6 +36,8 @@ class Context:
         A copy of the weight, ones if there was none.
     """
 
+    where: Any = None  # the module that goes back through it, if not the CPU's
+
     __slots__ = ("_given", "axis", "bias_dtype", "count", "description", "frozen", "table", "weight_dtype", "x")
 
     def __init__(

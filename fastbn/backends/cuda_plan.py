@@ -26,7 +26,7 @@ RESIDENT = {True: 2, False: 3}
 STATIC = {"apart": 256, "adjacent": 12288}
 RESERVED = 1024
 
-# Columns in a group at most: `COLUMNS` in `fastbn_kernels/cuda/moments.py`.
+# Columns in a group at most, `COLUMNS` in `fastbn_kernels/cuda/moments.py`; a thread of the block each, besides.
 COLUMNS = 64
 
 # Vectors that a thread takes where nobody waits.
@@ -193,7 +193,7 @@ def _adjacent(
 ) -> Plan:
     vector = VECTOR // itemsize
     together = vector // math.gcd(C, vector)
-    if not aligned or (together > 1 and (together * C > COLUMNS or R % together)):
+    if not aligned or (together > 1 and (together * C > min(COLUMNS, device.threads) or R % together)):
         vector, together = 1, 1
     rows, wide = R // together, C * together
     _refuse(rows)
@@ -203,7 +203,7 @@ def _adjacent(
     lanes = 1
     while together > 1 and lanes * vector < wide:  # the channels of a wide row are added up in one group
         lanes *= 2
-    while lanes <= 32 and lanes * vector <= COLUMNS and (lanes == 1 or together > 1 or lanes // 2 * vector < wide):
+    while lanes <= 32 and lanes * vector <= min(COLUMNS, device.threads) and (lanes == 1 or together > 1 or lanes // 2 * vector < wide):
         columns = lanes * vector
         groups = -(-wide // columns)
         # A row's part should be whole lines of 128 bytes, or two sectors at least; narrower rows follow each other.

@@ -143,9 +143,14 @@ def launch(function: Callable[..., Any], grid: int, threads: int, shared: int, a
     """Run a kernel to its end."""
     if threads % WARP:
         raise ValueError(f"threads: expected whole warps of {WARP}, got {threads}")
+
+    def run() -> None:
+        with np.errstate(all="ignore"):  # a processor does not warn either; the setting is the greenlet's own
+            function(*arguments)
+
     blocks = [Block(index, threads, shared) for index in range(grid)]
     ready = [
-        Thread(block, index, threads, grid, lambda: function(*arguments)) for block in blocks for index in range(threads)
+        Thread(block, index, threads, grid, run) for block in blocks for index in range(threads)
     ]
     idle = 0
     while ready:
@@ -154,8 +159,7 @@ def launch(function: Callable[..., Any], grid: int, threads: int, shared: int, a
         progress = False
         for thread in runnable:
             thread.spinning = False
-            with np.errstate(all="ignore"):  # a processor does not warn either
-                thread.switch()
+            thread.switch()
             progress |= not thread.spinning
             if thread.dead:
                 thread.block.alive -= 1

@@ -1,0 +1,198 @@
+"""What can be known of the GPU kernels without a GPU: compile all of them, assemble them, and read the result.
+
+    python bench/gpu_static.py [--kernels forward_apart,...] [--dtypes float32,...] [--architectures 90,...] [--write FILE]
+
+Every kernel is compiled for every dtype and architecture by NVVM, as on a machine with that GPU, and assembled by ptxas.
+The table says what it takes: registers, shared memory, spilled bytes, the widest load and store of its hot loops, and
+how many blocks of the launch plan's size a multiprocessor holds. It fails, with exit code 1, if anything is spilled, if a hot loop
+loads or stores less than 16 bytes at a time, if a kernel has no hot loop, or if fewer blocks fit than the plans count on.
+Hot loops are the innermost loops with four loads of data; what is left over, and edges inside a vector, go one at a
+time.
+
+numba-cuda links through its own optimiser at run time, so the registers here are close to those of a launch, not the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fastbn.backends import cuda_plan
+from fastbn.backends.cuda_plan import RESIDENT, THREADS, Device, capacity
+
+CHARS = {"float32": "f", "float64": "d", "float16": "h", "bfloat16": "H"}
+
+# CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": shared memory of a block and of a
+# multiprocessor. All three have 65536 registers, given out to warps by the 256.
+GPUS = {
+    "80": Device(108, 166912, 167936, 40 << 20),
+    "90": cuda_plan.H200,
+    "100": Device(148, 232448, 233472, 126 << 20),
+}
+REGISTERS = 65536
+
+# Loads of data in a loop from which it is a hot one: four vectors of x, or two of dy and of x.
+HOT = 4
+
+LOAD = re.compile(r"\bld\.global(\.cs|\.L1::no_allocate)?(?:\.nc)?(\.v[24])?\.\w?(\d+)")
+STORE = re.compile(r"\bst\.global(\.cs)?(\.v[24])?\.\w?(\d+)")
+
+
+@dataclass
+class Row:
+    """One kernel for one dtype and architecture."""
+
+    kernel: str
+    dtype: str
+    architecture: str
+    registers: int = 0
+    shared: int = 0
+    spilled: int = 0
+    load: int = 0
+    store: int = 0
+    blocks: int = 0
+    problem: str = ""
+
+
+def ptxas() -> str:
+    """Return the assembler: that of the pip package, or of an installed toolkit."""
+    try:
+        for file in metadata.files("nvidia-cuda-nvcc") or ():
+            if file.name == "ptxas":
+                return str(file.locate())
+    except metadata.PackageNotFoundError:
+        pass
+    found = shutil.which("ptxas")
+    if found is None:
+        sys.exit("gpu_static: ptxas not found: pip install nvidia-cuda-nvcc")
+    return found
+
+
+def innermost_loops(lines: list[str]) -> list[list[str]]:
+    """Return the lines of every loop of PTX that has no other loop inside."""
+    places = {line.rstrip(":"): i for i, line in enumerate(lines) if re.fullmatch(r"\$L\w+:", line)}
+    loops = set()
+    for i, line in enumerate(lines):
+        jump = re.search(r"\bbra(?:\.uni)?\s+(\$L\w+)", line)
+        if jump and places.get(jump[1], i) < i:
+            loops.add((places[jump[1]], i))
+    return [
+        lines[start:end]
+        for start, end in sorted(loops)
+        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops)
+    ]
+
+
+def widths(lines: list[str], pattern: re.Pattern[str]) -> list[int]:
+    """Return the bytes of every load or store."""
+    found = (pattern.search(line) for line in lines)
+    return [int(m[3]) // 8 * int((m[2] or ".v1")[2:]) for m in found if m]
+
+
+def judge(row: Row, code: str, scalars: bool, waits: bool) -> None:
+    """Say what is wrong with the code of a row, if anything."""
+    lines = [line.strip() for line in code.splitlines()]
+    hot = [loop for loop in innermost_loops(lines) if widths(loop, LOAD).count(16) >= HOT]
+    loads = [w for loop in hot for w in widths(loop, LOAD)]
+    stores = [w for loop in hot for w in widths(loop, STORE)]
+    row.load, row.store = min(loads, default=0), min(stores, default=0)
+    family = "adjacent" if row.kernel.endswith("adjacent") else "apart"
+    operands = 2 if row.kernel.startswith(("backward", "sums", "gradient")) else 1
+    gpu = GPUS[row.architecture]
+    room = capacity(gpu, family, RESIDENT[waits], operands) if waits else 0
+    block = row.shared + room * operands * THREADS * cuda_plan.VECTOR + cuda_plan.RESERVED
+    by_registers = REGISTERS // (-(-row.registers // 8) * 8 * THREADS)
+    row.blocks = min(by_registers, gpu.shared_per_multiprocessor // block)
+    problems = []
+    if row.spilled:
+        problems.append(f"{row.spilled} bytes spilled")
+    if row.shared > cuda_plan.STATIC[family] and waits:
+        problems.append(f"{row.shared} bytes of shared memory, the plans count on {cuda_plan.STATIC[family]}")
+    if row.blocks < RESIDENT[waits]:
+        problems.append(f"{row.blocks} blocks fit, the plans count on {RESIDENT[waits]}")
+    if not scalars and not row.kernel.endswith("strided"):
+        if not hot:
+            problems.append("no hot loop")
+        elif row.load < 16 or (stores and row.store < 16):
+            problems.append("a hot loop takes less than 16 bytes at a time")
+    row.problem = "; ".join(problems)
+
+
+def examine(kernel: str, dtype: str, architecture: str, scalars: bool) -> Row:
+    """Compile, assemble and judge one kernel."""
+    from numba.cuda import dispatcher
+
+    capability = int(architecture[:-1]), int(architecture[-1])
+    # Compiling a function that a kernel calls asks for the GPU that is there. Its capability is all that is used.
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    from fastbn_kernels.cuda import backward, copy, moments, normalize
+
+    row = Row(kernel + (" (scalars)" if scalars else ""), dtype, architecture)
+    own = next(vars(module)[kernel] for module in (moments, normalize, backward, copy) if kernel in vars(module))
+    char = CHARS[dtype]
+    code = own.ptx(char, "d" if char == "d" else "f", scalars, RESIDENT[own.waits], capability)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(code)
+        command = [ptxas(), "-v", f"-arch=sm_{architecture}", str(source), "-o", os.devnull]
+        done = subprocess.run(command, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    if done.returncode:
+        row.problem = "ptxas: " + said.strip().splitlines()[0]
+        return row
+
+    def figure(pattern: str) -> int:
+        found = re.search(pattern, said)
+        return int(found[1]) if found else 0
+
+    row.registers, row.shared = figure(r"Used (\d+) registers"), figure(r"(\d+) bytes smem")
+    row.spilled = figure(r"(\d+) bytes spill stores") + figure(r"(\d+) bytes spill loads")
+    row.kernel = kernel
+    judge(row, code, scalars, own.waits)
+    row.kernel += " (scalars)" if scalars else ""
+    return row
+
+
+TASKS = ("moments", "forward", "normalize", "sums", "gradient", "backward")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kernels", default=",".join(f"{t}_{f}" for t in TASKS for f in ("apart", "adjacent")))
+    parser.add_argument("--dtypes", default=",".join(CHARS))
+    parser.add_argument("--architectures", default=",".join(GPUS))
+    parser.add_argument("--write", type=Path, help="keep the table as Markdown")
+    given = parser.parse_args()
+    kernels, dtypes = given.kernels.split(","), given.dtypes.split(",")
+    architectures = given.architectures.split(",")
+    jobs = [(k, d, a, False) for k in kernels for d in dtypes for a in architectures]
+    # Data that is not aligned is taken a value at a time; one architecture shows what there is to see.
+    jobs += [(k, d, architectures[-1], True) for k in [*kernels, "copy_strided", "convert_strided"] for d in dtypes]
+    jobs = [job for job in jobs if job[0] != "convert_strided" or CHARS[job[1]] in "fd"]
+    with ProcessPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool:
+        rows = list(pool.map(examine, *zip(*jobs, strict=True)))
+    head = "kernel dtype architecture registers shared spilled load store blocks problem".split()
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines += ["| " + " | ".join(str(getattr(row, name)) for name in head) + " |" for row in rows]
+    print("\n".join(lines))
+    bad = [row for row in rows if row.problem]
+    print(f"\n{len(rows)} compiled, {len(bad)} with a problem")
+    if given.write:
+        given.write.write_text("\n".join(lines) + "\n")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
