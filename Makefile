@@ -52,7 +52,8 @@ test: $(VENV)/.test
 
 # The GPU kernels on a simulated GPU, against the oracle.
 gpu-simulated: $(VENV)/.test
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/pytest tests/test_gpu_kernels.py tests/test_gpu_calls.py tests/test_gpu_simulator.py
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/pytest tests/test_gpu_kernels.py tests/test_gpu_calls.py tests/test_gpu_fast.py \
+		tests/test_gpu_simulator.py
 
 # The GPU kernels compiled for three architectures, without a GPU: registers, spills, widths of loads.
 gpu-static: $(VENV)/.test

@@ -1,15 +1,16 @@
 """What can be known of the GPU kernels without a GPU: compile all of them, assemble them, and read the result.
 
-    python bench/gpu_static.py [--kernels forward_apart,...] [--dtypes float32,...] [--architectures 90,...] [--write FILE]
+    python bench/gpu_static.py [--kernels forward_apart,...] [--dtypes float32,...] [--architectures 90,...]
 
-Every kernel is compiled for every dtype and architecture by NVVM, as on a machine with that GPU, and assembled by ptxas.
-The table says what it takes: registers, shared memory, spilled bytes, the widest load and store of its hot loops, and
-how many blocks of the launch plan's size a multiprocessor holds. It fails, with exit code 1, if anything is spilled, if a hot loop
-loads or stores less than 16 bytes at a time, if a kernel has no hot loop, or if fewer blocks fit than the plans count on.
-Hot loops are the innermost loops with four loads of data; what is left over, and edges inside a vector, go one at a
-time.
+Every kernel is compiled for every dtype and architecture by NVVM, as on a machine with that GPU, and assembled by
+ptxas. The table says what it takes: registers, shared memory, spilled bytes, the narrowest load and store of its hot
+loops, and how many blocks of the launch plan's size a multiprocessor holds. It fails, with exit code 1, if anything is
+spilled, if a hot loop loads or stores less than 16 bytes at a time, if a kernel has no hot loop, or if fewer blocks fit
+than the plans count on. Hot loops are the innermost loops with four loads of data; what is left over, and edges inside
+a vector, go one at a time.
 
-numba-cuda links through its own optimiser at run time, so the registers here are close to those of a launch, not the same.
+numba-cuda links through an optimiser of its own at run time, so the registers of a launch are close to these, not the
+same.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,7 +174,6 @@ def main() -> int:
     parser.add_argument("--kernels", default=",".join(f"{t}_{f}" for t in TASKS for f in ("apart", "adjacent")))
     parser.add_argument("--dtypes", default=",".join(CHARS))
     parser.add_argument("--architectures", default=",".join(GPUS))
-    parser.add_argument("--write", type=Path, help="keep the table as Markdown")
     given = parser.parse_args()
     kernels, dtypes = given.kernels.split(","), given.dtypes.split(",")
     architectures = given.architectures.split(",")
@@ -183,14 +183,12 @@ def main() -> int:
     jobs = [job for job in jobs if job[0] != "convert_strided" or CHARS[job[1]] in "fd"]
     with ProcessPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool:
         rows = list(pool.map(examine, *zip(*jobs, strict=True)))
-    head = "kernel dtype architecture registers shared spilled load store blocks problem".split()
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    lines += ["| " + " | ".join(str(getattr(row, name)) for name in head) + " |" for row in rows]
-    print("\n".join(lines))
+    head = [field.name for field in fields(Row)]
+    table = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    table += ["| " + " | ".join(str(getattr(row, name)) for name in head) + " |" for row in rows]
+    print("\n".join(table))
     bad = [row for row in rows if row.problem]
     print(f"\n{len(rows)} compiled, {len(bad)} with a problem")
-    if given.write:
-        given.write.write_text("\n".join(lines) + "\n")
     return 1 if bad else 0
 
 

@@ -2,7 +2,8 @@
 
 The functions are `batch_norm`, `batch_norm_inference`, `batch_norm_backward`, `batch_moments` and `backward_sums`;
 the layer is `BatchNorm`. They compute on the CPU, and arrays on an NVIDIA GPU where they are: `explain` says which,
-`to_device` and `to_host` copy. Importing fastbn imports NumPy alone: Numba comes, and kernels compile, with the first call.
+`to_device` and `to_host` copy. Importing fastbn imports NumPy alone: Numba comes, and kernels compile, with the first
+call.
 """
 
 from fastbn import _checkout

@@ -7,6 +7,7 @@ sent: 0.07 ns a byte of x against 0.33.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -192,6 +193,8 @@ def save(rates: Rates) -> str | None:
         beside.write_text(text, "utf-8")
         beside.replace(path)  # at once, so that no process reads a half
     except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
         return f"{path}: {error.strerror or error}"
     device.forget()
     return None
@@ -236,10 +239,15 @@ def choose(nbytes: int) -> tuple[str, str]:
     if rates is None:
         return "cpu", reason
     limit = break_even(rates)
-    cpu, gpu = (1e3 * (fixed + nbytes * slope) for fixed, slope in rates.lines())
-    pays = "at no size" if limit == math.inf else f"from {limit / 1e6:.3g} MB on"
-    reason = f"for {nbytes / 1e6:.3g} MB a round trip takes {gpu:.3g} ms and the CPU {cpu:.3g}; it pays {pays}"
+    cpu, gpu = (_short(1e3 * (fixed + nbytes * slope)) for fixed, slope in rates.lines())
+    pays = "at no size" if limit == math.inf else f"from {_short(limit / 1e6)} MB on"
+    reason = f"for {_short(nbytes / 1e6)} MB a round trip takes {gpu} ms and the CPU {cpu}; it pays {pays}"
     return "cpu" if nbytes < limit else "cuda", reason
+
+
+def _short(value: float) -> str:
+    """Return a number in three digits, without an exponent below a million."""
+    return f"{float(f'{value:.3g}'):g}"
 
 
 @functools.cache

@@ -48,6 +48,8 @@ def problem() -> str | None:
             from fastbn_kernels.cuda import toolkit
 
             found = toolkit.problem()
+            if found is None:
+                toolkit.name()  # opens the GPU, which fails where it is there and not to be had
     except Exception as error:  # whatever a broken install raises
         found = f"numba-cuda does not work: {type(error).__name__}: {' '.join(str(error).split())}"
     return None if found is None else f"{found[:200].rstrip(' .')}; {INSTALL}"
@@ -197,6 +199,7 @@ def of(x: Any, device: object) -> Any:
     elif is_device_array(x):
         if checked(device) == "cpu":
             raise ValueError("device: expected None or 'cuda' for an array on a GPU, got 'cpu'; fetch it with to_host")
+        require()
         from fastbn import on_device
 
         return on_device

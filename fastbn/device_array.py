@@ -1,18 +1,21 @@
 """Arrays on a GPU, whosever they are: PyTorch's, CuPy's, Numba's, or anything with `__cuda_array_interface__`.
 
 Inside fastbn a device array is a `shadow`: a NumPy array with the shape, strides, dtype and address of the real one.
-Everything that looks at these alone (checks, layouts, overlaps) then works on device arrays as it is. Reading an element
-of a shadow would read the GPU's address in the host's memory, so shadows never leave `on_device`.
+Everything that looks at these alone (checks, layouts, overlaps) then works on device arrays as it is. Reading an
+element of a shadow would read the GPU's address in the host's memory, so shadows never leave a call.
 
 What is allocated is allocated by the library whose array came in, and given back as its type.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from fastbn import layout
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -33,13 +36,19 @@ def bfloat16(name: str) -> np.dtype[Any]:
         import ml_dtypes
     except ImportError:
         raise TypeError(f"{name}: bfloat16 needs ml_dtypes: pip install ml_dtypes") from None
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def _toolkit() -> Any:
     from fastbn_kernels.cuda import toolkit
 
     return toolkit
+
+
+def bits(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the integer that a 16-bit float is passed to kernels as: signed for float16, unsigned for bfloat16."""
+    return np.dtype(np.int16 if dtype == np.float16 else np.uint16)
 
 
 class _Export:
@@ -77,6 +86,29 @@ class Library:
         dtype = bfloat16(name) if typestr.lstrip("<|=") == "V2" else np.dtype(typestr)
         return _shadow(address, tuple(interface["shape"]), interface.get("strides"), dtype, readonly)
 
+    def describe(self, value: Any) -> tuple[int, int, Any] | None:
+        """Return the address, the bytes and all else that matters of a device array, or None to have it looked at."""
+        simulated = getattr(value, "_ary", None)
+        if isinstance(simulated, np.ndarray):
+            address = simulated.__array_interface__["data"][0]
+            return address, simulated.nbytes, (simulated.shape, simulated.strides, simulated.dtype)
+        interface = value.__cuda_array_interface__
+        if interface.get("mask") is not None:
+            return None
+        (address, readonly), shape, typestr = interface["data"], interface["shape"], interface["typestr"]
+        nbytes = math.prod(shape) * int(typestr[2:])
+        return address, nbytes, (shape, interface.get("strides"), typestr, readonly)
+
+    def argument(self, value: Any, address: int, axis: int, data: bool, scalars: bool) -> Any:
+        """Return what a kernel gets for a contiguous array at an address."""
+        shadow = getattr(value, "_ary", None)
+        if not isinstance(shadow, np.ndarray):
+            return address
+        if not data:
+            return _toolkit().number_argument(shadow)
+        view = layout.of(shadow, axis).view(shadow)
+        return _toolkit().argument(view.view(bits(view.dtype)) if view.itemsize == 2 else view, scalars)
+
     def stream(self, value: Any) -> int:
         """Return the handle of the stream that the caller works on."""
         if isinstance(getattr(value, "_ary", None), np.ndarray):
@@ -87,8 +119,10 @@ class Library:
         """Return a new array on the GPU, in C order."""
         return _toolkit().empty(shape, dtype)
 
-    def empty_like(self, like: Any, shadow: Array) -> Any:
+    def empty_like(self, like: Any, shadow: Array | None) -> Any:
         """Return a new array of the shape, dtype and order of axes of `like`."""
+        if shadow is None:
+            shadow = self.shadow("array", like)
         model = np.lib.stride_tricks.as_strided(np.empty(1, shadow.dtype), shadow.shape, shadow.strides)
         strides = np.empty_like(model, order="K", subok=False).strides if shadow.size else None
         return _toolkit().empty(shadow.shape, shadow.dtype, strides)
@@ -114,6 +148,8 @@ class Torch(Library):
 
     def __init__(self) -> None:
         self.torch = sys.modules["torch"]
+        # What Triton takes the current stream by, in 0.1 us; making a Stream takes one or two.
+        self._raw_stream = getattr(self.torch._C, "_cuda_getCurrentRawStream", None)
         self.dtypes = {
             self.torch.float32: np.dtype(np.float32),
             self.torch.float64: np.dtype(np.float64),
@@ -132,11 +168,24 @@ class Torch(Library):
                     f"convert it with {name}.float()"
                 )
             dtype = bfloat16(name)
+        if value.is_cuda and value.get_device() != self.torch.cuda.current_device():
+            raise ValueError(
+                f"{name}: expected a tensor on the current GPU, {self.torch.cuda.current_device()}, "
+                f"got one on GPU {value.get_device()}; call it under torch.cuda.device({name}.device)"
+            )
         strides = tuple(stride * value.element_size() for stride in value.stride())
         return _shadow(value.data_ptr(), tuple(value.shape), strides, dtype, False)
 
+    def describe(self, value: Any) -> tuple[int, int, Any] | None:
+        """Return the address, the bytes and all else that matters of a tensor."""
+        if value.requires_grad:
+            return None
+        return value.data_ptr(), value.nbytes, (value.shape, value.stride(), value.dtype, value.get_device())
+
     def stream(self, value: Any) -> int:
         """Return PyTorch's current stream."""
+        if self._raw_stream is not None:
+            return int(self._raw_stream(value.get_device()))
         return int(self.torch.cuda.current_stream(value.device).cuda_stream)
 
     def _dtype(self, dtype: Any) -> Any:
@@ -146,7 +195,7 @@ class Torch(Library):
         """Return a new tensor."""
         return self.torch.empty(shape, dtype=self._dtype(dtype), device=like.device)
 
-    def empty_like(self, like: Any, shadow: Array) -> Any:
+    def empty_like(self, like: Any, shadow: Array | None) -> Any:
         """Return a new tensor of the shape, dtype and memory format of `like`."""
         return self.torch.empty_like(like)
 
@@ -167,6 +216,10 @@ class Cupy(Library):
     def __init__(self) -> None:
         self.cupy = sys.modules["cupy"]
 
+    def describe(self, value: Any) -> tuple[int, int, Any] | None:
+        """Return the address, the bytes and all else that matters of an array."""
+        return value.data.ptr, value.nbytes, (value.shape, value.strides, value.dtype, value.device.id)
+
     def stream(self, value: Any) -> int:
         """Return CuPy's current stream."""
         return int(self.cupy.cuda.get_current_stream().ptr)
@@ -175,7 +228,7 @@ class Cupy(Library):
         """Return a new array."""
         return self.cupy.empty(shape, dtype)
 
-    def empty_like(self, like: Any, shadow: Array) -> Any:
+    def empty_like(self, like: Any, shadow: Array | None) -> Any:
         """Return a new array of the shape, dtype and order of axes of `like`."""
         return self.cupy.empty_like(like)
 

@@ -22,7 +22,7 @@ class DeviceContext(Context):
     __slots__ = ("on_host", "table_there")
 
     @property
-    def where(self) -> Any:  # type: ignore[override]
+    def where(self) -> Any:
         """Return the module that goes back through it."""
         from fastbn import on_device
 
@@ -32,7 +32,12 @@ class DeviceContext(Context):
     table_there: Any
 
     @property
-    def table(self) -> Array:  # type: ignore[override]
+    def channels(self) -> int:
+        """Return C."""
+        return int(self.table_there.shape[1])
+
+    @property
+    def table(self) -> Array:
         """Return a copy of the table on the host."""
         return library(self.table_there).fetch(self.table_there)
 
@@ -50,6 +55,7 @@ class Call:
         self.stream = self.library.stream(x)
         self._alive: list[Any] = []  # what a launch uses and nobody else holds; given back in the order of the stream
         self._after: list[tuple[Any, Any, Any]] = []
+        self.as_it_came = True  # whether all arrays were launched on as they are: nothing copied, sent or converted
 
     def shadow(self, name: str, value: Any) -> Any:
         """Return the shadow of a device array; anything else as it is, for the checks to judge."""
@@ -68,6 +74,7 @@ class Call:
 
     def sent(self, array: Array) -> Array:
         """Send a NumPy array and return the shadow of what is there now."""
+        self.as_it_came = False
         there = self.library.send(self.x, array)
         self._alive.append(there)
         shadow: Array = self.shadow("sent", there)
@@ -78,6 +85,7 @@ class Call:
         if checked is None:
             return None
         if not is_device_array(given):
+            self.as_it_came = False
             there = self.library.send(self.x, checked.astype(dtype))
             self._alive.append(there)
             if written:
@@ -86,6 +94,7 @@ class Call:
             return shadow
         if checked.dtype == dtype and checked.flags.c_contiguous:
             return checked
+        self.as_it_came = False
         _, shadow = self.new(checked.shape, dtype)
         cuda_backend().convert(checked, shadow, self.stream)
         if written:
@@ -105,6 +114,7 @@ class Call:
 
     def _temporary(self, like: Array, own: layout.Layout) -> tuple[Array, Array]:
         """Return new memory in a layout, in the shape of `like` and as (N, C, S)."""
+        self.as_it_came = False
         nbytes = like.size * like.itemsize
         _, raw = self.new((-(-nbytes // 8),), np.float64)
         flat = raw.view(np.uint8)[:nbytes].view(like.dtype)

@@ -105,9 +105,10 @@ def batch_norm(
     """
     where = processors.of(x, device)
     if where is not None:
-        return where.batch_norm(
+        result: tuple[Array, Context] = where.batch_norm(
             x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, moments, out
         )
+        return result
     if moments is None and (training is True or training is False):
         done = fast.forward(x, weight, bias, running_mean, running_var, momentum, correction, eps, axis, training, out)
         if done is not None:
@@ -260,7 +261,8 @@ def batch_moments(x: Array, *, axis: int = 1, device: str | None = None) -> Mome
     """
     where = processors.of(x, device)
     if where is not None:
-        return where.batch_moments(x, axis)
+        result: Moments = where.batch_moments(x, axis)
+        return result
     x = validate.data(x)
     axis = validate.axis(axis, x)
     count = _values_per_channel(x, axis)
@@ -297,7 +299,8 @@ def backward_sums(dy: Array, ctx: Context) -> BackwardSums:
     """
     where = getattr(ctx, "where", None)
     if where is not None:
-        return where.backward_sums(dy, ctx)
+        result: BackwardSums = where.backward_sums(dy, ctx)
+        return result
     x = validate.context(ctx)
     dy = validate.gradient(dy, x)
     if x.size == 0:
@@ -352,7 +355,8 @@ def batch_norm_backward(
     """
     where = getattr(ctx, "where", None)
     if where is not None:
-        return where.batch_norm_backward(dy, ctx, sums, out)
+        result: Gradients = where.batch_norm_backward(dy, ctx, sums, out)
+        return result
     if sums is None:
         grads = fast.backward(dy, ctx, out)
         if grads is not None:

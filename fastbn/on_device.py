@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import layout, memory, validate
+from fastbn import device_fast, layout, memory, validate
 from fastbn.device import cuda_backend
 from fastbn.device_array import is_device_array
 from fastbn.device_call import Call, DeviceContext
 from fastbn.moments import BackwardSums, Moments
-from fastbn.results import LOW, M2, MEAN, Context, Gradients
+from fastbn.results import LOW, M2, MEAN, Gradients
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -43,8 +43,13 @@ def _output(call: Call, out: Any, like: Array, aliases: dict[str, Array], others
 def batch_norm(
     x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, momentum: float,
     correction: float, eps: float, axis: int, moments: Moments | None, out: Any,
-) -> tuple[Any, Context]:  # fmt: skip
+) -> tuple[Any, DeviceContext]:  # fmt: skip
     """Do what `functional.batch_norm` does, on a GPU."""
+    given = x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, out
+    if moments is None:
+        done = device_fast.forward(*given)
+        if done is not None:
+            return done
     call = Call(x)
     source = validate.data(call.shadow("x", x))
     axis = validate.axis(axis, source)
@@ -53,8 +58,8 @@ def batch_norm(
     count = layout.of(source, axis).per_channel
     w = validate.parameter("weight", call.shadow("weight", weight), C)
     b = validate.parameter("bias", call.shadow("bias", bias), C)
-    given = call.shadow("running_mean", running_mean), call.shadow("running_var", running_var)
-    running = validate.statistics(*given, C, required=not training)
+    shadows = call.shadow("running_mean", running_mean), call.shadow("running_var", running_var)
+    running = validate.statistics(*shadows, C, required=not training)
     eps = validate.eps(eps)
     correction = validate.correction(correction)
     if moments is not None:
@@ -66,7 +71,7 @@ def batch_norm(
         momentum = validate.momentum(momentum)
         validate.degrees_of_freedom(count if moments is None else moments.count, correction)
         validate.updated(running, {"x": source, "weight": w, "bias": b})
-    others = {"weight": w, "bias": b, "running_mean": given[0], "running_var": given[1]}
+    others = {"weight": w, "bias": b, "running_mean": shadows[0], "running_var": shadows[1]}
     y, target = (out, _output(call, out, source, {"x": source}, others)) if out is not None else call.like(x, source)
 
     dtype = _common_dtype(source, w, b, *(running or ()))
@@ -86,12 +91,14 @@ def batch_norm(
     own = call.common_layout(axis, target, source)
     read, write = call.read(source, own), call.write(target, own)
     if training and moments is None:
-        backend.forward(read, *parameters, *statistics, momentum, correction, eps, write, table, call.stream)
+        launched = backend.forward(read, *parameters, *statistics, momentum, correction, eps, write, table, call.stream)
     else:
         if moments is not None:
             backend.copy(call.sent(_given_rows(moments, source)), table, call.stream)
-        backend.normalize(read, *parameters, *statistics, eps, write, table, call.stream)
+        launched = backend.normalize(read, *parameters, *statistics, eps, write, table, call.stream)
     call.done()
+    if moments is None:
+        device_fast.keep_forward(call, ctx, launched, *given)
     if moments is not None and running is not None and training:
         call.update((running_mean, running_var), moments, momentum, correction)
     if out is not None and memory.same(source, target):
@@ -153,6 +160,10 @@ def _gradient(call: Call, dy: Any, x: Array) -> Array:
 def batch_norm_backward(dy: Any, ctx: DeviceContext, sums: BackwardSums | None, out: Any) -> Gradients:
     """Do what `functional.batch_norm_backward` does, on a GPU."""
     x = validate.context(ctx)
+    if sums is None:
+        done = device_fast.backward(dy, ctx, out)
+        if done is not None:
+            return done
     call = Call(x)
     source = call.shadow("x", x)
     gradient = _gradient(call, dy, source)
@@ -187,9 +198,10 @@ def batch_norm_backward(dy: Any, ctx: DeviceContext, sums: BackwardSums | None, 
         made = [None if own_dtype is None else call.new((C,), dtype) for own_dtype in wanted]
         shadows = [None if pair is None else pair[1] for pair in made]
         read, write = (call.read(gradient, own), call.read(source, own)), call.write(target, own)
-        cuda_backend().backward(*read, table, ctx.frozen, write, *shadows, call.stream)
+        launched = cuda_backend().backward(*read, table, ctx.frozen, write, *shadows, call.stream)
+        device_fast.keep_backward(call, ctx, launched, dy, out)
         grads = [
-            None if pair is None else call.delivered(*pair, own_dtype, on_host)
+            None if pair is None or own_dtype is None else call.delivered(*pair, own_dtype, on_host)
             for pair, own_dtype, on_host in zip(made, wanted, ctx.on_host, strict=True)
         ]
     call.done()

@@ -64,7 +64,17 @@ class Context:
     @property
     def own_statistics(self) -> bool:
         """Whether the statistics are those of this x, so that its own sums suffice for the backward pass."""
-        return self._given is None or self._given.count == self.count
+        return self.statistics_count == self.count
+
+    @property
+    def channels(self) -> int:
+        """Return C."""
+        return int(self.table.shape[1])
+
+    @property
+    def statistics_count(self) -> int:
+        """Return how many values a channel the statistics were taken of, as far as that matters to the gradient."""
+        return self.count if self._given is None else self._given.count
 
     def forget_x(self) -> None:
         """Drop x, which was overwritten."""

@@ -24,7 +24,7 @@ class RoundTripContext(DeviceContext):
     __slots__ = ("like", "own")
 
     @property
-    def where(self) -> Any:  # type: ignore[override]
+    def where(self) -> Any:
         """Return the module that goes back through it."""
         from fastbn import round_trip
 
@@ -55,12 +55,13 @@ def batch_norm(
         given = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
         others = {name: value if isinstance(value, np.ndarray) else None for name, value in given.items()}
         out = validate.output(out, array, {"x": array}, others)
+    sent = _sent(array, own)
     there, made = on_device.batch_norm(
-        _sent(array, own), weight, bias, running_mean, running_var, training, momentum, correction, eps, 1, moments, None
+        sent, weight, bias, running_mean, running_var, training, momentum, correction, eps, 1, moments, None
     )
     y = layout.empty(array) if out is None else out
     ctx = RoundTripContext(
-        made.x, 1, made.count, made.table_there, made.weight_dtype, made.bias_dtype, made.frozen, moments
+        sent, 1, made.count, made.table_there, made.weight_dtype, made.bias_dtype, made.frozen, moments
     )
     ctx.on_host = made.on_host
     ctx.own = own

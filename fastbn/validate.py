@@ -239,11 +239,11 @@ def sums(value: object, ctx: Context) -> BackwardSums:
     """Check backward sums that are given instead of taken."""
     if not isinstance(value, BackwardSums):
         raise TypeError(f"sums: expected None or fastbn.BackwardSums, got {_described(value)}")
-    if value.sum_dy.shape != ctx.mean.shape:
-        raise ValueError(f"sums: expected {ctx.mean.size} channels, as x has, got {value.sum_dy.size}")
-    if ctx.moments is not None and value.count != ctx.moments.count:
+    if value.sum_dy.shape != (ctx.channels,):
+        raise ValueError(f"sums: expected {ctx.channels} channels, as x has, got {value.sum_dy.size}")
+    if not ctx.frozen and value.count != ctx.statistics_count:
         raise ValueError(
-            f"sums: expected sums over the {ctx.moments.count} values a channel that the moments were taken of, "
+            f"sums: expected sums over the {ctx.statistics_count} values a channel that the moments were taken of, "
             f"got sums over {value.count}; merge the backward_sums of all parts"
         )
     return value
@@ -251,10 +251,10 @@ def sums(value: object, ctx: Context) -> BackwardSums:
 
 def own_statistics(ctx: Context) -> None:
     """Check that the statistics were those of this x, so that its sums suffice."""
-    if ctx.moments is not None and ctx.moments.count != ctx.count:
+    if not ctx.own_statistics:
         raise ValueError(
             f"sums: expected the merged backward_sums of all parts, because the forward pass used moments of "
-            f"{ctx.moments.count} values a channel and x has {ctx.count}, got None"
+            f"{ctx.statistics_count} values a channel and x has {ctx.count}, got None"
         )
 
 

@@ -56,9 +56,7 @@ def poisoned(shape, dtype):
 
 def gradients(grads):
     """The same gradients on the host."""
-    return fastbn.Gradients(
-        *(None if g is None else here(g) for g in (grads.dx, grads.dweight, grads.dbias))
-    )
+    return fastbn.Gradients(*(None if g is None else here(g) for g in (grads.dx, grads.dweight, grads.dbias)))
 
 
 def parameter_dtype(dtype):

@@ -1,4 +1,4 @@
-"""Calls on arrays on a GPU: parameters from anywhere, any strides, statistics given and taken, errors before anything."""
+"""Calls on arrays on a GPU: parameters from anywhere, any strides, statistics given and taken, errors that teach."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,9 @@ def test_parameters_of_any_dtype_and_place(rng, x, dy, placed, dtypes):
 def test_affine_in_part(rng, x, dy, given):
     weight, bias = affine(rng, 4, np.float32)
     weight, bias = (weight if given == "weight" else None), (bias if given == "bias" else None)
-    y, ctx = fastbn.batch_norm(there(x), None if weight is None else there(weight), None if bias is None else there(bias))
+    y, ctx = fastbn.batch_norm(
+        there(x), None if weight is None else there(weight), None if bias is None else there(bias)
+    )
     check_forward(here(y), reference.forward(x, weight, bias), weight, bias)
     grads = fastbn.batch_norm_backward(there(dy), ctx)
     assert (grads.dweight is None, grads.dbias is None) == (weight is None, bias is None)
@@ -90,7 +92,9 @@ def test_data_that_is_not_aligned(rng, dtype, skipped):
     device_x = there(values)[skipped:].reshape(3, 4, 20)
     y, ctx = fastbn.batch_norm(device_x)
     check_forward(here(y), reference.forward(x))
-    check_backward(gradients(fastbn.batch_norm_backward(device_x, ctx)), reference.backward(x, x), x, reference.forward(x))
+    check_backward(
+        gradients(fastbn.batch_norm_backward(device_x, ctx)), reference.backward(x, x), x, reference.forward(x)
+    )
 
 
 def test_channels_last_stays_channels_last(rng):
@@ -180,16 +184,20 @@ WRONG = {
     "an eps": (lambda x: fastbn.batch_norm(there(x), eps=0.0), ValueError, "eps: expected"),
     "integers": (lambda x: fastbn.batch_norm(there(x.astype(np.int32))), TypeError, "x: expected"),
     "a short weight": (
-        lambda x: fastbn.batch_norm(there(x), there(np.ones(3, np.float32))), ValueError, r"weight: expected shape \(4,\)",
+        lambda x: fastbn.batch_norm(there(x), there(np.ones(3, np.float32))),
+        ValueError, r"weight: expected shape \(4,\)",
     ),
     "a 16-bit weight": (
         lambda x: fastbn.batch_norm(there(x), there(np.ones(4, np.float16))), TypeError, "weight: expected",
     ),
     "one of two statistics": (
-        lambda x: fastbn.batch_norm(there(x), running_mean=there(np.ones(4, np.float32))), ValueError, "running_var: expected",
+        lambda x: fastbn.batch_norm(there(x), running_mean=there(np.ones(4, np.float32))),
+        ValueError, "running_var: expected",
     ),
     "no statistics": (lambda x: fastbn.batch_norm(there(x), training=False), ValueError, "running_mean, running_var"),
-    "out on the host": (lambda x: fastbn.batch_norm(there(x), out=np.empty_like(x)), TypeError, "out: expected an array on"),
+    "out on the host": (
+        lambda x: fastbn.batch_norm(there(x), out=np.empty_like(x)), TypeError, "out: expected an array on",
+    ),
     "out of another shape": (
         lambda x: fastbn.batch_norm(there(x), out=poisoned((6, 4, 8), x.dtype)), ValueError, "out: expected shape",
     ),
@@ -200,7 +208,8 @@ WRONG = {
         lambda x: fastbn.batch_norm_backward(x, fastbn.batch_norm(there(x))[1]), TypeError, "dy: expected an array on",
     ),
     "dy of another shape": (
-        lambda x: fastbn.batch_norm_backward(there(x[:2]), fastbn.batch_norm(there(x))[1]), ValueError, "dy: expected the shape",
+        lambda x: fastbn.batch_norm_backward(there(x[:2]), fastbn.batch_norm(there(x))[1]),
+        ValueError, "dy: expected the shape",
     ),
     "the CPU for an array on a GPU": (
         lambda x: fastbn.batch_norm(there(x), device="cpu"), ValueError, "device: expected None or 'cuda'",

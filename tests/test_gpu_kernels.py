@@ -30,9 +30,13 @@ PLANS = {
         ((24, 3, 16, 16), 1), {"family": "apart", "kept": 13}, lambda p: p.blocks > 1 == p.teams and p.room >= steps(p),
     ),
     "kept in part": (((16, 3, 16, 16), 1), {"family": "apart", "kept": 3}, lambda p: 0 < p.room < steps(p) - 4),
-    "nothing kept": (((8, 3, 16, 16), 1), {"family": "apart", "kept": 0}, lambda p: p.family == "apart" and p.room == 0),
+    "nothing kept": (
+        ((8, 3, 16, 16), 1), {"family": "apart", "kept": 0}, lambda p: p.family == "apart" and p.room == 0,
+    ),
     "runs that share vectors": (((30, 3, 7, 7), 1), {"multiprocessors": 6}, lambda p: ragged(p) and p.blocks > 1),
-    "runs that share vectors, kept in part": (((40, 2, 7, 7), 1), {"family": "apart", "kept": 2}, lambda p: ragged(p) and p.room < steps(p)),
+    "runs that share vectors, kept in part": (
+        ((40, 2, 7, 7), 1), {"family": "apart", "kept": 2}, lambda p: ragged(p) and p.room < steps(p),
+    ),
     "runs shorter than a vector": (((50, 3, 3), 1), {}, lambda p: ragged(p)),
     "rows": (((100, 24), 1), {}, lambda p: p.family == "adjacent" and p.blocks == 1),
     "rows, groups in turn": (((30, 300), 1), {"multiprocessors": 1}, lambda p: p.teams * p.geometry[3] * 8 < 300),
@@ -45,7 +49,9 @@ PLANS = {
     "rows, kept in part": (((900, 16), 1), {"kept": 2}, lambda p: p.family == "adjacent" and 0 < p.room < steps(p) - 4),
     "rows, nothing kept": (((500, 16), 1), {"kept": 0}, lambda p: p.family == "adjacent" and p.room == 0),
     "narrow rows together": (((480, 3), 1), {}, lambda p: p.geometry[2] > 1),
-    "narrow rows together, a team": (((960, 6), 1), {"multiprocessors": 8}, lambda p: p.geometry[2] > 1 and p.blocks > 1),
+    "narrow rows together, a team": (
+        ((960, 6), 1), {"multiprocessors": 8}, lambda p: p.geometry[2] > 1 and p.blocks > 1,
+    ),
     "rows a value at a time": (((41, 37), 1), {}, lambda p: p.scalars),
     "one channel": (((64, 1, 5), 1), {"multiprocessors": 3}, lambda p: p.family == "apart"),
 }  # fmt: skip

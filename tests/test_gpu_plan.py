@@ -69,7 +69,7 @@ RESNET = [(32, 64, 112 * 112), (32, 256, 56 * 56), (32, 512, 28 * 28), (32, 1024
 @pytest.mark.parametrize(("N", "C", "S"), RESNET)
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_channels_of_a_network_are_kept_on_the_chip(N, C, S, itemsize):
-    """Half of each at least: 256 channels of 100352 values are twice what the chip keeps, the rest waits in its cache."""
+    """Half of each at least: 256 channels of 100352 values are twice what the chip keeps, its cache has the rest."""
     plan = cuda_plan.make(N, C, S, itemsize, True, 1, True, H200)
     n, _, _, chunks = plan.geometry
     steps = -(-n * chunks // (plan.blocks * plan.threads))
@@ -78,7 +78,8 @@ def test_channels_of_a_network_are_kept_on_the_chip(N, C, S, itemsize):
 
 
 def test_a_plan_is_made_without_numba():
-    code = "import sys, fastbn.backends.cuda_plan as p; p.make(2, 3, 4, 4, True, 1, True, p.H200); print('numba' in sys.modules)"
+    code = "import sys, fastbn.backends.cuda_plan as p; p.make(2, 3, 4, 4, True, 1, True, p.H200)"
+    code += "; print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.stdout == "False\n", done.stderr
 

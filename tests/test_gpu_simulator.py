@@ -103,7 +103,9 @@ def test_the_sum_of_a_warp(rng, least):
     x = values.copy()
     run(summed, 1, 64, x)
     expected = values.reshape(2, 32 // least, least).sum(1)
-    np.testing.assert_allclose(x.reshape(2, 32 // least, least), np.broadcast_to(expected[:, None], (2, 32 // least, least)))
+    np.testing.assert_allclose(
+        x.reshape(2, 32 // least, least), np.broadcast_to(expected[:, None], (2, 32 // least, least))
+    )
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 20])

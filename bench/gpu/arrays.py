@@ -31,12 +31,15 @@ class Numba:
     name = "numba"
 
     def send(self, array: np.ndarray) -> Any:
+        """Return a copy on the GPU."""
         return fastbn.to_device(array)
 
     def fetch(self, there: Any) -> np.ndarray:
+        """Return a copy on the host."""
         return fastbn.to_host(there)
 
     def permute(self, there: Any, axes: tuple[int, ...]) -> Any:
+        """Return the array with its axes in another order, over the same memory."""
         try:
             return there.transpose(axes)
         except NotImplementedError as error:
@@ -47,9 +50,11 @@ class Numba:
         return self.send((np.random.default_rng().standard_normal(shape) * 1.5 + 0.5).astype(dtype(name)))
 
     def copy(self, target: Any, source: Any) -> None:
+        """Copy on the GPU."""
         target.copy_to_device(source)
 
     def synchronize(self) -> None:
+        """Wait for the GPU."""
         toolkit.numba_cuda.synchronize()
 
 
@@ -65,30 +70,36 @@ class Torch(Numba):
         self.where = where
 
     def send(self, array: np.ndarray) -> Any:
+        """Return a copy on the GPU."""
         array = np.ascontiguousarray(array)
         if array.dtype.name == "bfloat16":  # unknown to from_numpy
             return self.torch.from_numpy(array.view(np.int16)).to(self.where, copy=True).view(self.torch.bfloat16)
         return self.torch.from_numpy(array).to(self.where, copy=True)
 
     def fetch(self, there: Any) -> np.ndarray:
+        """Return a copy on the host."""
         self.synchronize()
         if there.dtype == self.torch.bfloat16:
             return there.cpu().contiguous().view(self.torch.int16).numpy().view(dtype("bfloat16"))
         return there.cpu().numpy()
 
     def permute(self, there: Any, axes: tuple[int, ...]) -> Any:
+        """Return the array with its axes in another order, over the same memory."""
         return there.permute(axes)
 
     def random(self, shape: tuple[int, ...], name: str, last: bool = False) -> Any:
+        """Return a tensor of values that are neither centred nor of variance 1; `last` is a memory format."""
         tensor = self.torch.empty(shape, device=self.where, dtype=getattr(self.torch, name))
         if last:
             tensor = tensor.to(memory_format=self.torch.channels_last)
         return tensor.normal_(0.5, 1.5)
 
     def copy(self, target: Any, source: Any) -> None:
+        """Copy on the GPU."""
         target.copy_(source)
 
     def synchronize(self) -> None:
+        """Wait for the GPU."""
         if self.where == "cuda":
             self.torch.cuda.synchronize()
 
@@ -104,20 +115,25 @@ class Cupy(Numba):
         self.cupy = cupy
 
     def send(self, array: np.ndarray) -> Any:
+        """Return a copy on the GPU."""
         if array.dtype.name == "bfloat16":
             raise Unsupported("CuPy's bfloat16 is not NumPy's")
         return self.cupy.asarray(array)
 
     def fetch(self, there: Any) -> np.ndarray:
+        """Return a copy on the host."""
         return self.cupy.asnumpy(there)
 
     def permute(self, there: Any, axes: tuple[int, ...]) -> Any:
+        """Return the array with its axes in another order, over the same memory."""
         return there.transpose(axes)
 
     def copy(self, target: Any, source: Any) -> None:
+        """Copy on the GPU."""
         target[...] = source
 
     def synchronize(self) -> None:
+        """Wait for the GPU."""
         self.cupy.cuda.runtime.deviceSynchronize()
 
 

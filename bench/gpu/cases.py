@@ -7,9 +7,13 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gpu.jobs import Job
+from .jobs import Job
 
 FAMILIES = ("apart", "adjacent")
+ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+
+# Of launch plans; `knobs.py` says what each is.
+KNOBS = ("blocks", "per_sm", "threads", "room", "lanes")
 
 # In order of importance; `check.py` says what each is.
 ASPECTS = (
@@ -49,8 +53,7 @@ class Check:
 
 
 def _apart(dtype: str) -> list[Check]:
-    last = {"stored": "channels_last"}
-    cases = [
+    return [
         Check((8, 17, 7, 7), 1, dtype),
         Check((32, 64, 28, 28), 1, dtype),
         Check((8, 17, 7, 7), 1, dtype, "misaligned"),
@@ -78,10 +81,7 @@ def _apart(dtype: str) -> list[Check]:
         Check((1, 1, 3_000_001), 1, dtype),  # more than all blocks keep of float64, backwards
         Check((8, 17, 7, 7), 1, dtype, owner="numba"),
         Check((8, 17, 7, 7), 1, dtype, owner="cupy"),
-        Check((4, 17, 28, 28), 1, dtype, "channels_last", mean=1e4),
     ]
-    # A tensor that PyTorch calls channels_last is of the other family; here both ways of saying it.
-    return cases + [Check((4, 64, 14, 14), 1, dtype, **last)]
 
 
 def _adjacent(dtype: str) -> list[Check]:
@@ -111,6 +111,7 @@ def _adjacent(dtype: str) -> list[Check]:
         Check((300_001, 6), 1, dtype),
         Check((100, 40), 1, dtype, "reversed axes"),
         Check((32, 14, 14, 64), -1, dtype, "misaligned"),
+        Check((4, 64, 14, 14), 1, dtype, "channels_last", mean=1e4),
         Check((8, 7, 7, 17), -1, dtype, owner="numba"),
         Check((8, 7, 7, 17), -1, dtype, owner="cupy"),
         Check((3_000_000, 1), 1, dtype),
@@ -156,6 +157,19 @@ RESNET50 = (
 )  # fmt: skip
 LARGER = ((64, 64, 224, 224), (8, 32, 1024, 1024), (32, 1024, 56, 56))
 ROWS = ((4096, 1024), (65536, 128))
+
+
+# More than 2^31 values: of both families, and of a single channel.
+HUGE = (
+    {"shape": (70_000, 8, 4096), "dtype": "float16"},
+    {"shape": (34_000_000, 64), "dtype": "bfloat16"},
+    {"shape": (9, 1, 250_000_000), "dtype": "float16"},
+)
+
+
+def nbytes(row: dict[str, Any]) -> int:
+    """Return the bytes of x in a row of `timings`."""
+    return math.prod(row["shape"]) * ITEMSIZE[row["dtype"]]
 
 
 def timings(tiny: bool) -> list[dict[str, Any]]:

@@ -119,8 +119,8 @@ class Lane:
         if not self.left:
             return
         self.fruitless = 0 if self.ended or self.at else self.fruitless + 1
-        if self.at is not None or self.fruitless:
-            job = self.left.pop(0) if self.at is not None else self.left[0]
+        if self.at is not None or self.fruitless >= FRUITLESS:
+            job = self.left.pop(0)
             said = self.log.read_bytes()[-2000:].decode(errors="replace").strip()
             row = {"skipped": why} if self.stopped else {"ok": False, "error": f"{why}: {said[-1500:]}"}
             yield job.section, job.id, row
@@ -153,6 +153,7 @@ class Logged(logging.Handler):
         self.say = say
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Send one line."""
         self.say({"log": record.getMessage()})
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn.backends import cuda_plan
+from fastbn.device_array import bits
 from fastbn_kernels.cuda import backward as backward_kernels
 from fastbn_kernels.cuda import copy as copy_kernels
 from fastbn_kernels.cuda import moments as moments_kernels
@@ -80,14 +81,12 @@ workspace = Workspace()
 
 def _bits(dtype: np.dtype[Any]) -> str:
     """Return the character that kernels know data of a dtype by: that of its bits for the 16-bit floats."""
-    if dtype.itemsize > 2:
-        return dtype.char
-    return "h" if dtype == np.float16 else "H"
+    return bits(dtype).char if dtype.itemsize == 2 else dtype.char
 
 
 def _as_bits(array: Array) -> Array:
     """Return data as a kernel takes it, 16-bit floats as the integers of their bits."""
-    return array.view(np.dtype(_bits(array.dtype))) if array.itemsize == 2 else array
+    return array.view(bits(array.dtype)) if array.itemsize == 2 else array
 
 
 def plan(data: tuple[Array, ...], operands: int, waits: bool) -> cuda_plan.Plan:
@@ -104,14 +103,17 @@ def _launch(
     parameters: str,
     stream: int,
     arguments: tuple[Any, ...],
-) -> None:
-    """Launch the kernel of the plan's family with the arguments and, behind them, what the plan says."""
+) -> tuple[Any, list[Any]]:
+    """Launch the kernel of the plan's family with the arguments and, behind them, what the plan says.
+
+    Return what launches it again, and the arguments for that.
+    """
     kernel = kernels[own.family == "adjacent"]
     kind = _bits(data[0].dtype), parameters, own.scalars, own.resident
     given = *arguments, *own.geometry, own.blocks, own.teams
     if kernel.waits:
         given = *given, own.room, *workspace.of(stream)
-    kernel.launch(kind, own.grid, own.threads, stream, own.shared, given)
+    return kernel.launch(kind, own.grid, own.threads, stream, own.shared, given)  # type: ignore[no-any-return]
 
 
 def _given(weight: Array | None, bias: Array | None, running: Array | None) -> int:
@@ -141,7 +143,7 @@ def moments(x: Array, table: Array, stream: int) -> None:
 def forward(
     x: Array, weight: Array | None, bias: Array | None, running_mean: Array | None, running_var: Array | None,
     momentum: float, correction: float, eps: float, y: Array, table: Array, stream: int,
-) -> None:  # fmt: skip
+) -> tuple[Any, list[Any]]:  # fmt: skip
     """Normalise with the batch's own statistics, which fill the table and move the running ones."""
     own = plan((x, y), 1, True)
     kernels = normalize_kernels.forward_apart, normalize_kernels.forward_adjacent
@@ -149,21 +151,21 @@ def forward(
         *_pass(own, x), *_numbers(weight, bias, running_mean, running_var), momentum, correction, eps,
         *_pass(own, y), *_numbers(table), _given(weight, bias, running_mean),
     )  # fmt: skip
-    _launch(kernels, own, (x,), _char(weight, bias, running_mean), stream, arguments)
+    return _launch(kernels, own, (x,), _char(weight, bias, running_mean), stream, arguments)
 
 
 def normalize(
     x: Array, weight: Array | None, bias: Array | None, running_mean: Array | None, running_var: Array | None,
     eps: float, y: Array, table: Array, stream: int,
-) -> None:  # fmt: skip
-    """Normalise with running statistics or, without, with mean, low and (as m2) variance in the table; fill the rest."""
+) -> tuple[Any, list[Any]]:  # fmt: skip
+    """Normalise with running statistics or, without, with mean, low and (as m2) var in the table; fill the rest."""
     own = plan((x, y), 1, False)
     kernels = normalize_kernels.normalize_apart, normalize_kernels.normalize_adjacent
     arguments = (
         *_pass(own, x), *_numbers(weight, bias, running_mean, running_var), eps,
         *_pass(own, y), *_numbers(table), _given(weight, bias, running_mean),
     )  # fmt: skip
-    _launch(kernels, own, (x,), _char(weight, bias, running_mean), stream, arguments)
+    return _launch(kernels, own, (x,), _char(weight, bias, running_mean), stream, arguments)
 
 
 def sums(dy: Array, x: Array, table: Array, result: Array, stream: int) -> None:
@@ -185,7 +187,7 @@ def gradient(
 
 def backward(
     dy: Array, x: Array, table: Array, frozen: bool, dx: Array, dweight: Array | None, dbias: Array | None, stream: int
-) -> None:
+) -> tuple[Any, list[Any]]:
     """Write dx and, as far as they are not None, the gradients of weight and bias."""
     own = plan((dy, x, dx), 2, True)
     kernels = backward_kernels.backward_apart, backward_kernels.backward_adjacent
@@ -193,7 +195,7 @@ def backward(
         *_pass(own, dy, x), *_numbers(table), int(frozen), *_pass(own, dx), *_numbers(dweight, dbias),
         _given(dweight, dbias, None),
     )  # fmt: skip
-    _launch(kernels, own, (x,), _char(dweight, dbias), stream, arguments)
+    return _launch(kernels, own, (x,), _char(dweight, dbias), stream, arguments)
 
 
 # Blocks of a copy, which is no hot path: a few for every multiprocessor of a large GPU.

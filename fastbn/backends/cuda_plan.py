@@ -1,8 +1,9 @@
 """How a call is launched on a GPU: a pure function of shape, dtype and the model of GPU.
 
-A team of `blocks` blocks takes a channel (channels apart) or a group of columns (channels adjacent) at a time; `teams` work
-side by side, on the next channels as soon as they are done. Every thread keeps its first `room` vectors of 16 bytes
-on the chip. One block a channel, several, or all of them on a few channels at a time are one plan with other numbers.
+A team of `blocks` blocks takes a channel (channels apart) or a group of columns (channels adjacent) at a time; `teams`
+work side by side, on the next channels as soon as they are done. Every thread keeps its first `room` vectors of 16
+bytes on the chip. One block a channel, several, or all of them on a few channels at a time are one plan with other
+numbers.
 
 Costs are counted in steps: every resident thread moves one vector, 1 MB on an H200, some 0.25 us at 4.3 TB/s.
 """
@@ -130,9 +131,7 @@ def _split(
 
 
 @functools.lru_cache(maxsize=4096)
-def make(
-    N: int, C: int, S: int, itemsize: int, aligned: bool, operands: int, waits: bool, device: Device
-) -> Plan:
+def make(N: int, C: int, S: int, itemsize: int, aligned: bool, operands: int, waits: bool, device: Device) -> Plan:
     """Return how (N, C, S) is launched.
 
     Parameters
@@ -183,9 +182,7 @@ def _apart(
     room = min(room, -(-items // (blocks * device.threads)))
     shared = room * operands * device.threads * VECTOR
     slots = 4 * blocks * teams
-    return Plan(
-        "apart", not aligned, (N, C, S, Q), blocks, teams, room, device.threads, shared, resident, slots
-    )
+    return Plan("apart", not aligned, (N, C, S, Q), blocks, teams, room, device.threads, shared, resident, slots)
 
 
 def _adjacent(
@@ -203,7 +200,11 @@ def _adjacent(
     lanes = 1
     while together > 1 and lanes * vector < wide:  # the channels of a wide row are added up in one group
         lanes *= 2
-    while lanes <= 32 and lanes * vector <= min(COLUMNS, device.threads) and (lanes == 1 or together > 1 or lanes // 2 * vector < wide):
+    while (
+        lanes <= 32
+        and lanes * vector <= min(COLUMNS, device.threads)
+        and (lanes == 1 or together > 1 or lanes // 2 * vector < wide)
+    ):
         columns = lanes * vector
         groups = -(-wide // columns)
         # A row's part should be whole lines of 128 bytes, or two sectors at least; narrower rows follow each other.

@@ -2,7 +2,7 @@
 
 Numba's own cache, with three differences:
 
-- A kernel is fresh only while every source file of this package is what it was. Numba looks at the file of the
+- A kernel is fresh only while every source file that it may be made of is what it was. Numba looks at the file of the
   kernel alone, and goes on serving an old kernel after a function that it calls changed in another file.
 - Kernels compiled with bounds checks do not share files with kernels compiled without.
 - Whatever goes wrong in the cache (a read-only install without HOME, a full disk, a file cut short) costs a
@@ -25,10 +25,10 @@ log = logging.getLogger("fastbn")
 
 @functools.cache
 def sources_digest() -> str:
-    """Hash every source file of this package; an empty package folder (a zip) hashes to a constant."""
+    """Hash every source file that the CPU's kernels are made of; an empty folder (a zip) hashes to a constant."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for file in sorted(folder.rglob("*.py")):
+    for file in sorted([*folder.glob("*.py"), *folder.glob("cpu/*.py")]):
         digest.update(file.relative_to(folder).as_posix().encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from fastbn_kernels import formulas
 from fastbn_kernels.cuda.moments import COLUMNS, SCRATCH, SUMS, WARP_SCRATCH, folded
 from fastbn_kernels.cuda.reduce import team_columns, team_sums
 from fastbn_kernels.cuda.rows import columns_sums, rows_gradient, rows_gradient_sums, vector_from
-from fastbn_kernels.cuda.runs import runs_gradient, runs_gradient_sums
+from fastbn_kernels.cuda.runs_gradient import runs_gradient, runs_gradient_sums
 from fastbn_kernels.cuda.toolkit import (
     Counters,
     Data,
@@ -37,9 +37,7 @@ LOW, INVSTD, WEIGHT = 1, 3, 4
 
 
 @device
-def column_coefficients(
-    table: Any, c: int, C: int, count: float, sum_dy: float, sum_dy_xhat: float
-) -> tuple[float, float, float]:
+def column_coefficients(table: Any, c: int, C: int, count: float, sum_dy: float, sum_dy_xhat: float) -> Any:
     """Return a, b and the shift of dx = a * dy + b * (x - mean) + shift in a channel."""
     row = i64(C)
     low, invstd, weight = table[LOW * row + c], table[INVSTD * row + c], table[WEIGHT * row + c]
@@ -58,9 +56,7 @@ def channel_sums(
     threads = i32(cuda.blockDim.x)
     first = i32(rank * threads + cuda.threadIdx.x)
     row = i64(C)
-    linear, products = runs_gradient_sums(
-        dy, x, c, N, C, S, Q, first, i32(blocks * threads), table[c], held, room
-    )
+    linear, products = runs_gradient_sums(dy, x, c, N, C, S, Q, first, i32(blocks * threads), table[c], held, room)
     linear, products = team_sums(linear, products, scratch, team, rank, blocks, teams, side, slots, words)
     return linear, sum_with_xhat(linear, products, table[LOW * row + c], table[INVSTD * row + c]), i32(1 - side)
 
@@ -250,9 +246,8 @@ def gradient_adjacent(
             )
         cuda.syncthreads()
         first = i32(rank * rows + thread // lanes) if base + lane < wide else R
-        group_gradient(
-            dy, x, base, first, i32(blocks * rows), R, wide, lane, means, slopes, weights, shifts, frozen, dx, held, 0
-        )
+        step = i32(blocks * rows)
+        group_gradient(dy, x, base, first, step, R, wide, lane, means, slopes, weights, shifts, frozen, dx, held, 0)
         cuda.syncthreads()
         base = i32(base + teams * columns)
 
@@ -294,8 +289,7 @@ def backward_adjacent(
                     dbias[c] = linear
         cuda.syncthreads()
         first = i32(rank * rows + thread // lanes) if base + lane < wide else R
-        group_gradient(
-            dy, x, base, first, i32(blocks * rows), R, wide, lane, means, slopes, weights, shifts, frozen, dx, held, room
-        )
+        step = i32(blocks * rows)
+        group_gradient(dy, x, base, first, step, R, wide, lane, means, slopes, weights, shifts, frozen, dx, held, room)
         cuda.syncthreads()
         base = i32(base + teams * columns)

@@ -4,8 +4,8 @@ A channel is summed as (x - k) and (x - k)^2 in float64 around one shift k, its 
 results that share a shift is an addition, so threads, warps and blocks add. If k proves to be more than 8 standard
 deviations off the mean, the channel is summed once more around the mean.
 
-Two families: channels apart, x (N, C, S), by `runs`; channels adjacent, x (R, C), by `rows`. A team of `blocks` blocks takes
-a channel, or a group of columns, at a time.
+Two families: channels apart, x (N, C, S), by `runs`; channels adjacent, x (R, C), by `rows`. A team of `blocks` blocks
+takes a channel, or a group of columns, at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,19 @@ from fastbn_kernels import formulas
 from fastbn_kernels.cuda.reduce import team_columns, team_sums
 from fastbn_kernels.cuda.rows import columns_sums, rows_sums, vector_from
 from fastbn_kernels.cuda.runs import runs_sums, value
-from fastbn_kernels.cuda.toolkit import Counters, Data, Doubles, Long, cuda, device, f64, i32, i64, kernel, shared_formula
+from fastbn_kernels.cuda.toolkit import (
+    Counters,
+    Data,
+    Doubles,
+    Long,
+    cuda,
+    device,
+    f64,
+    i32,
+    i64,
+    kernel,
+    shared_formula,
+)
 from fastbn_kernels.cuda.vector import number, width
 
 finite_or_zero = shared_formula(formulas.finite_or_zero)
@@ -173,8 +185,9 @@ def moments_adjacent(
     base = i32(team * columns)
     while base < i64(C) * together:
         mean, low, m2, side = group_moments(
-            x, base, R, C, together, lanes, held, 0, scratch, sums, shifts, team, rank, blocks, teams, side, slots, words
-        )
+            x, base, R, C, together, lanes, held, 0, scratch, sums, shifts, team, rank, blocks, teams, side, slots,
+            words,
+        )  # fmt: skip
         if rank == 0 and thread < columns and base + thread < C:
             table[base + thread] = mean
             table[i64(C) + base + thread] = low

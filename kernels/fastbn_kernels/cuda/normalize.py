@@ -1,11 +1,11 @@
-"""Normalise, scale and shift; alone, or fused with the statistics before it. The twin of `fastbn_kernels.cpu.normalize`.
+"""Normalise, scale and shift; alone, or fused with the statistics before. The twin of `fastbn_kernels.cpu.normalize`.
 
 Fused, a team of blocks sums a channel, keeps of it what fits on the chip, waits until all of the team are there, and
 normalises it from where it is: the tensor is read from memory once. What does not fit is read again, backwards, so
 that it is met first in the second-level cache.
 
-`given` says what a call came with: 1 a weight, 2 a bias, 4 running statistics to update (or, where nothing is summed, to
-use). The table has the rows mean, low, m2, invstd, weight, bias.
+`given` says what a call came with: 1 a weight, 2 a bias, 4 running statistics to update (or, where nothing is summed,
+to use). The table has the rows mean, low, m2, invstd, weight, bias.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from fastbn_kernels.cuda.moments import (
     WARP_SCRATCH,
     as_pair,
     channel_moments,
-    finite_or_zero,
     group_moments,
 )
 from fastbn_kernels.cuda.rows import rows_normalize, vector_from
@@ -39,7 +38,7 @@ from fastbn_kernels.cuda.toolkit import (
     kernel,
     shared_formula,
 )
-from fastbn_kernels.cuda.vector import number, width
+from fastbn_kernels.cuda.vector import width
 
 coefficients = shared_formula(formulas.coefficients)
 
@@ -61,7 +60,7 @@ def finish(
     weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, correction: float, eps: float,
     given: int, count: float, c: int, C: int, mean: float, low: float, m2: float, write: bool, table: Any,
 ) -> tuple[float, float]:  # fmt: skip
-    """Return scale and shift of a channel; with `write`, fill its column of the table and move its running statistics."""
+    """Return scale and shift of a channel; with `write`, fill its column of the table, move its running statistics."""
     w, b = affine(weight, bias, c, given)
     scale, shift, invstd = coefficients(low, m2 / count, w, b, eps)
     if write:

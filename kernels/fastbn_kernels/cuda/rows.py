@@ -1,8 +1,8 @@
 """Sweeps over a group of columns of rows (R, C): a thread takes 16 bytes of every so manieth row.
 
 `lanes` neighbouring threads take neighbouring vectors of a row, the next `lanes` those of the next row. As in `runs`,
-the first `room` of a thread's vectors are kept on the chip, later sweeps go backwards, and several are loaded before the
-first is used.
+the first `room` of a thread's vectors are kept on the chip, later sweeps go backwards, and several are loaded before
+the first is used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastbn_kernels.cuda.reduce import WARP, warp_sum
-from fastbn_kernels.cuda.toolkit import cuda, device, f64, i32, i64
+from fastbn_kernels.cuda.toolkit import cuda, device, i32, i64
 from fastbn_kernels.cuda.vector import (
     add,
     fma,
@@ -138,10 +138,7 @@ def rows_normalize(
         at -= 4 * apart
         m = i32(m - 4)
     while m >= 0:
-        if m < room:
-            raw0 = kept(held, i32(m * threads + thread))
-        else:
-            raw0 = load_once(x, at)
+        raw0 = kept(held, i32(m * threads + thread)) if m < room else load_once(x, at)
         store(y, at, fma(sub(numbers(x, raw0), mean), scale, shift))
         at -= apart
         m = i32(m - 1)

@@ -149,9 +149,7 @@ def launch(function: Callable[..., Any], grid: int, threads: int, shared: int, a
             function(*arguments)
 
     blocks = [Block(index, threads, shared) for index in range(grid)]
-    ready = [
-        Thread(block, index, threads, grid, run) for block in blocks for index in range(threads)
-    ]
+    ready = [Thread(block, index, threads, grid, run) for block in blocks for index in range(threads)]
     idle = 0
     while ready:
         random.shuffle(ready)

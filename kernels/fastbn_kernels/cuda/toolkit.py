@@ -8,10 +8,12 @@ With NUMBA_ENABLE_CUDASIM=1 the same sources run as plain Python, in `simulator`
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -45,34 +47,38 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 THREADS = 256
 
 if not hasattr(np, "row_stack"):  # NumPy 2.5 removed it; numba-cuda 0.30 still names it
-    np.row_stack = np.vstack  # type: ignore[attr-defined]
+    np.row_stack = np.vstack  # noqa: NPY201
 
-from numba import cuda as numba_cuda  # noqa: E402 - behind the shim
+from numba import cuda as numba_cuda  # noqa: E402
 
+cuda: Any
+Scalars: Any
 if SIMULATED:
     from fastbn_kernels.cuda import simulator
-    from fastbn_kernels.cuda.simulator import cuda
     from fastbn_kernels.cuda.vector_python import Pointer
+
+    cuda = simulator.cuda
 
     i32: Any = int
     i64: Any = int
     f64: Any = np.float64
-    Scalars: Any = None
+    Scalars = None
 else:
-    from numba.cuda import types
+    from numba.cuda import dispatcher, types
     from numba.cuda.cudadrv import driver
     from numba.cuda.extending import core_models, register_model
 
     cuda = numba_cuda
     i32, i64, f64 = types.int32, types.int64, types.float64
 
-    class Scalars(types.CPointer):  # type: ignore[no-redef]
+    class ScalarsPointer(types.CPointer):  # type: ignore[misc]
         """A pointer to data that is taken one value at a time, because 16 bytes of it are not aligned."""
 
         def __init__(self, dtype: Any) -> None:
             super().__init__(dtype)
             self.name = f"scalars({dtype})"
 
+    Scalars = ScalarsPointer
     register_model(Scalars)(core_models.PointerModel)
 
 
@@ -93,6 +99,9 @@ Parameters: TypeAlias = Any
 Doubles: TypeAlias = Any
 Counters: TypeAlias = Any
 Long: TypeAlias = int
+
+# What the driver takes for a number; addresses are taken as they are.
+CONVERTERS: dict[str, Callable[[Any], Any]] = {"int": ctypes.c_int32, "Long": ctypes.c_int64, "float": ctypes.c_double}
 
 
 def _types(data: Any, parameter: Any, scalars: bool) -> dict[str, Any]:
@@ -124,15 +133,15 @@ class Kernel:
         self.name = source.__name__
         self.__doc__ = source.__doc__
         self.source = source
-        self._kinds = [kind for name, kind in source.__annotations__.items() if name != "return"]
+        self.kinds = [kind for name, kind in source.__annotations__.items() if name != "return"]
         self._compiled: dict[tuple[str, str, bool, int], Any] = {}
-        self._launchers: dict[tuple[Any, ...], Any] = {}
+        self._launches: dict[tuple[Any, ...], Launch] = {}
         self._lock = threading.RLock()
 
     def signature(self, data: str, parameter: str, scalars: bool) -> Any:
         """Return Numba's signature for data and parameters of these dtypes (`numpy.dtype.char`)."""
         known = _types(DTYPES[data], DTYPES[parameter], scalars)
-        return types.void(*(known[kind] for kind in self._kinds))
+        return types.void(*(known[kind] for kind in self.kinds))
 
     def ptx(self, data: str, parameter: str, scalars: bool, resident: int, capability: tuple[int, int]) -> str:
         """Compile to PTX without a driver."""
@@ -152,15 +161,15 @@ class Kernel:
     def _compile(self, data: str, parameter: str, scalars: bool, resident: int) -> Any:
         started = time.perf_counter()
         signature = self.signature(data, parameter, scalars)
-        dispatcher = cuda.jit(signature, launch_bounds=(THREADS, resident))(self.source)
-        for compiled in dispatcher.overloads.values():
+        jitted = cuda.jit(signature, launch_bounds=(THREADS, resident))(self.source)
+        for compiled in jitted.overloads.values():
             # All blocks of a launch must be on the chip at once, or those that wait at a barrier wait for ever. A
             # cooperative launch promises that, also beside other streams.
             compiled.cooperative = self.waits
             if self.waits and shared_limit() > STATIC_LIMIT:
                 allow_shared(compiled, shared_limit())
         log.info("fastbn: compiled %s for %s in %.2f s", self.name, data, time.perf_counter() - started)
-        return dispatcher
+        return jitted
 
     def launch(
         self,
@@ -170,21 +179,71 @@ class Kernel:
         stream: int,
         shared: int,
         arguments: tuple[Any, ...],
-    ) -> None:
-        """Launch `grid` blocks of `threads` with `shared` bytes each; `kind` is what `_compile` takes."""
-        if SIMULATED:
-            simulator.launch(self.source, grid, threads, shared, arguments)
-            return
+    ) -> tuple[Launch, list[Any]]:
+        """Launch `grid` blocks of `threads` with `shared` bytes each; `kind` is what `_compile` takes.
+
+        Return what launches it again, and the arguments as that takes them.
+        """
         key = kind, grid, threads, stream, shared
-        launcher = self._launchers.get(key)
-        if launcher is None:
-            compiled = self.compiled(*kind)
+        launch = self._launches.get(key)
+        if launch is None:
+            compiled = None if SIMULATED else self.compiled(*kind)
             with self._lock:
-                if len(self._launchers) > 1024:
-                    self._launchers.clear()
-                on = cuda.external_stream(stream) if stream else 0
-                launcher = self._launchers[key] = compiled[grid, threads, on, shared]
-        launcher(*arguments)
+                if len(self._launches) > 1024:
+                    self._launches.clear()
+                launch = self._launches[key] = Launch(self, compiled, grid, threads, stream, shared, kind[2])
+        converted = launch.converted(arguments)
+        launch(converted)
+        return launch, converted
+
+
+class Launch:
+    """A kernel with all that a launch needs but its arguments.
+
+    numba-cuda makes a configuration and converts every argument anew at each launch, some 9 us; what is kept here
+    leaves the 1 to 2 us of cuda-core, which it launches through. Where a release of it has other insides, its own way
+    is taken.
+    """
+
+    def __init__(
+        self, kernel: Kernel, compiled: Any, grid: int, threads: int, stream: int, shared: int, scalars: bool
+    ) -> None:
+        self.scalars = scalars
+        self._source = kernel.source
+        self._shape = grid, threads, shared
+        self._converters = [CONVERTERS.get(kind) for kind in kernel.kinds]
+        self._direct: Any = None
+        if SIMULATED:
+            return
+        on = cuda.external_stream(stream) if stream else 0
+        with warnings.catch_warnings():  # of a grid too small to fill the GPU: so is the array
+            warnings.simplefilter("ignore")
+            self._configured = compiled[grid, threads, on, shared]
+        try:
+            own = next(iter(compiled.overloads.values()))
+            config = dispatcher.LaunchConfig(
+                grid=(grid, 1, 1), block=(threads, 1, 1), shmem_size=shared, is_cooperative=kernel.waits
+            )
+            self._direct = self._configured.stream, config, own._codelibrary.get_cufunc().kernel
+        except (AttributeError, TypeError) as error:
+            log.info("fastbn: launches go through numba-cuda: %s", error)
+
+    def converted(self, arguments: tuple[Any, ...]) -> list[Any]:
+        """Return arguments as the driver takes them; addresses stay numbers."""
+        if SIMULATED:
+            return list(arguments)
+        pairs = zip(self._converters, arguments, strict=True)
+        return [argument if convert is None else convert(argument) for convert, argument in pairs]
+
+    def __call__(self, arguments: list[Any]) -> None:
+        """Launch with converted arguments."""
+        if self._direct is not None:
+            stream, config, function = self._direct
+            dispatcher.launch(stream, config, function, *arguments)
+        elif SIMULATED:
+            simulator.launch(self._source, *self._shape, tuple(arguments))
+        else:
+            self._configured(*(getattr(argument, "value", argument) for argument in arguments))
 
 
 # Shared memory that a block may have unless the kernel asks for more, which numba-cuda does not do.
