@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,6 +45,11 @@ def _toolkit() -> Any:
     from fastbn_kernels.cuda import toolkit
 
     return toolkit
+
+
+def own_stream(stream: int) -> Any:
+    """Return what tells a stream from others: handle 2 stands for another one in every thread."""
+    return (stream, threading.get_ident()) if stream == 2 else stream
 
 
 def bits(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -50,6 +50,7 @@ class Call:
     """The arrays of one call, for the library and on the stream of its x."""
 
     def __init__(self, x: Any) -> None:
+        cuda_backend().check_gpu()
         self.x = x
         self.library: Library = library(x)
         self.stream = self.library.stream(x)

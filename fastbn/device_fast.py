@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbn.device_array import Library
+from fastbn.device_array import Library, own_stream
 from fastbn.device_call import Call, DeviceContext
 from fastbn.results import Gradients
 
@@ -103,7 +103,7 @@ def _forward_key(
         return None, None
     aligned = found[0][0] & 15, found[1][0] & 15
     kinds = [description[2] for description in found]
-    return (kind, library.stream(x), training, momentum, correction, eps, axis, aligned, *kinds), found
+    return (kind, own_stream(library.stream(x)), training, momentum, correction, eps, axis, aligned, *kinds), found
 
 
 def forward(
@@ -162,7 +162,16 @@ def _backward_key(dy: Any, ctx: Any, out: Any) -> tuple[Any, Any]:
         return None, None
     aligned = tuple(description[0] & 15 for description in found)
     kinds = [description[2] for description in found]
-    return (kind, library.stream(x), ctx.frozen, ctx.axis, ctx.weight_dtype, ctx.bias_dtype, aligned, *kinds), found
+    return (
+        kind,
+        own_stream(library.stream(x)),
+        ctx.frozen,
+        ctx.axis,
+        ctx.weight_dtype,
+        ctx.bias_dtype,
+        aligned,
+        *kinds,
+    ), found
 
 
 def backward(dy: Any, ctx: DeviceContext, out: Any) -> Gradients | None:

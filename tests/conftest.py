@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import tempfile
 
 import numpy as np
 import pytest
@@ -13,6 +14,11 @@ settings.register_profile("default", max_examples=100, **COMMON)
 settings.register_profile("checked", max_examples=20, **COMMON)
 CHECKED = os.environ.get("NUMBA_BOUNDSCHECK") == "1"
 settings.load_profile("checked" if CHECKED else "default")
+
+# Neither a user's wish nor rates that were measured here may send tests to a GPU; see `fastbn.device`.
+os.environ.pop("FASTBN_DEVICE", None)
+_cache = tempfile.TemporaryDirectory(prefix="fastbn-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 SEED = int(os.environ.get("FASTBN_SEED", secrets.randbits(32)))
 

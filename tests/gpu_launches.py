@@ -65,6 +65,7 @@ toolkit.shared_limit = lambda: toolkit.STATIC_LIMIT
 toolkit.properties = lambda: {
     "multiprocessors": 132, "shared_per_block": 49152, "shared_per_multiprocessor": 233472, "second_level": 50 << 20,
 }  # fmt: skip
+toolkit.gpu_index = lambda: 0
 toolkit.empty = There
 toolkit.zeros = lambda nbytes: There((nbytes,), np.uint8)
 toolkit.piece = lambda memory, start, count, dtype: memory.address + start

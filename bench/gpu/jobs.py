@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -56,7 +57,7 @@ class Lane:
         stem = self.folder / f"{self.name.replace(' ', '-')}-{self.runs}"
         self.results, self.log = stem.with_suffix(".jsonl"), stem.with_suffix(".log")
         order = stem.with_suffix(".json")
-        order.write_text(json.dumps({"jobs": self.left, "deadlines": self.deadlines}))
+        order.write_text(json.dumps({"jobs": self.left, "deadlines": self.deadlines, "parent": os.getpid()}))
         self.results.touch()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([*self.command, str(order), str(self.results)], stdout=log, stderr=log)
@@ -169,6 +170,8 @@ def work(order: Path, results: Path, sections: dict[str, Callable[..., None]], a
         logging.getLogger("fastbn").addHandler(Logged(say))
         logging.getLogger("fastbn").setLevel(logging.INFO)
         for section, name, arguments in given["jobs"]:
+            if os.getppid() != given["parent"]:
+                return 4  # killed; nobody reads on
             say({"start": name})
             broken = False
             if time.time() > given["deadlines"][section]:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn.backends import cuda_plan
-from fastbn.device_array import bits
+from fastbn.device_array import bits, own_stream
 from fastbn_kernels.cuda import backward as backward_kernels
 from fastbn_kernels.cuda import copy as copy_kernels
 from fastbn_kernels.cuda import moments as moments_kernels
@@ -30,10 +30,26 @@ WEIGHT, BIAS, RUNNING = 1, 2, 4
 SLAB = 8
 
 
+_gpu: int | None = None  # the one that this process uses
+
+
 @functools.cache
 def device() -> cuda_plan.Device:
     """Return what plans need to know of the GPU that is there."""
     return cuda_plan.Device(**toolkit.properties())
+
+
+def check_gpu() -> None:
+    """Raise if another GPU is current than at the first call: plans, workspace and kernels are that one's."""
+    global _gpu
+    current = toolkit.gpu_index()
+    if _gpu is None:
+        _gpu = current
+    if current != _gpu:
+        raise ValueError(
+            f"x: expected an array on GPU {_gpu}, where this process computed before, got one on GPU {current}; "
+            "use one process a GPU"
+        )
 
 
 class Workspace:
@@ -44,12 +60,12 @@ class Workspace:
 
     def __init__(self) -> None:
         self._free: list[tuple[Any, Any]] = []
-        self._of: dict[int, tuple[Any, Any]] = {}
+        self._of: dict[Any, tuple[Any, Any]] = {}
         self._keep: list[Any] = []
         self._lock = threading.Lock()
 
-    def of(self, stream: int) -> tuple[Any, Any]:
-        """Return (slots, words) of a stream, as kernels take them."""
+    def of(self, stream: Any) -> tuple[Any, Any]:
+        """Return (slots, words) of a stream, as kernels take them; `stream` is what `own_stream` returns."""
         try:
             return self._of[stream]
         except KeyError:
@@ -112,7 +128,7 @@ def _launch(
     kind = _bits(data[0].dtype), parameters, own.scalars, own.resident
     given = *arguments, *own.geometry, own.blocks, own.teams
     if kernel.waits:
-        given = *given, own.room, *workspace.of(stream)
+        given = *given, own.room, *workspace.of(own_stream(stream))
     return kernel.launch(kind, own.grid, own.threads, stream, own.shared, given)  # type: ignore[no-any-return]
 
 

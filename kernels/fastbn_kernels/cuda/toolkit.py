@@ -290,6 +290,11 @@ def properties() -> dict[str, Any]:
     }
 
 
+def gpu_index() -> int:
+    """Return which GPU is current."""
+    return 0 if SIMULATED else int(cuda.get_current_device().id)
+
+
 def name() -> str:
     """Return the name of the GPU that is there."""
     if SIMULATED:
