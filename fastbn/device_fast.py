@@ -162,16 +162,8 @@ def _backward_key(dy: Any, ctx: Any, out: Any) -> tuple[Any, Any]:
         return None, None
     aligned = tuple(description[0] & 15 for description in found)
     kinds = [description[2] for description in found]
-    return (
-        kind,
-        own_stream(library.stream(x)),
-        ctx.frozen,
-        ctx.axis,
-        ctx.weight_dtype,
-        ctx.bias_dtype,
-        aligned,
-        *kinds,
-    ), found
+    stream = own_stream(library.stream(x))
+    return (kind, stream, ctx.frozen, ctx.axis, ctx.weight_dtype, ctx.bias_dtype, aligned, *kinds), found
 
 
 def backward(dy: Any, ctx: DeviceContext, out: Any) -> Gradients | None:

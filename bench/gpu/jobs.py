@@ -101,18 +101,14 @@ class Lane:
                 yield "log", self.name, {"text": line["log"]}
         patience = SLOW.get(self.at.section, PATIENCE) if self.at else PATIENCE
         latest = max(self.deadlines.values()) + 5
-        why = ""
-        if code is None and time.time() - self.heard > patience:
-            why = f"nothing was heard for {patience:.0f} s"
-        elif code is None and time.time() > latest:
-            why = "the time was up"
-            self.stopped = True
-        if why:
+        if code is not None:
+            yield from self._buried(f"the process ended with {code}")
+            return
+        self.stopped = time.time() > latest
+        if self.stopped or time.time() - self.heard > patience:
             self.process.kill()
             self.process.wait()
-        elif code is None:
-            return
-        yield from self._buried(why or f"the process ended with {code}")
+            yield from self._buried("the time was up" if self.stopped else f"nothing was heard for {patience:.0f} s")
 
     def _buried(self, why: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Say which job the child died of, if it did, and let another go on behind it."""
