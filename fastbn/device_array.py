@@ -78,6 +78,7 @@ class Library:
     """What Numba's device arrays need; the base of the others."""
 
     name = "numba"
+    by_address = False  # whether kernels get the address of every array, which the simulated GPU's do not
 
     def shadow(self, name: str, value: Any) -> Array:
         """Return the shadow of a device array."""
@@ -105,11 +106,15 @@ class Library:
         nbytes = math.prod(shape) * int(typestr[2:])
         return address, nbytes, (shape, interface.get("strides"), typestr, readonly)
 
-    def argument(self, value: Any, address: int, axis: int, data: bool, scalars: bool) -> Any:
-        """Return what a kernel gets for a contiguous array at an address."""
+    def address(self, value: Any) -> int:
+        """Return the address of a device array."""
+        return int(self.describe(value)[0])  # type: ignore[index]
+
+    def argument(self, value: Any, axis: int, data: bool, scalars: bool) -> Any:
+        """Return what a kernel gets for a contiguous array."""
         shadow = getattr(value, "_ary", None)
         if not isinstance(shadow, np.ndarray):
-            return address
+            return self.address(value)
         if not data:
             return _toolkit().number_argument(shadow)
         view = layout.of(shadow, axis).view(shadow)
@@ -151,9 +156,13 @@ class Torch(Library):
     """PyTorch's tensors."""
 
     name = "torch"
+    by_address = True
 
     def __init__(self) -> None:
         self.torch = sys.modules["torch"]
+        self._numbers: dict[Any, Any] = {}  # looking a type up is faster than making a dtype of it
+        for own, theirs in ((np.float32, self.torch.float32), (np.float64, self.torch.float64)):
+            self._numbers |= {own: theirs, np.dtype(own): theirs}
         # What Triton takes the current stream by, in 0.1 us; making a Stream takes one or two.
         self._raw_stream = getattr(self.torch._C, "_cuda_getCurrentRawStream", None)
         self.dtypes = {
@@ -194,12 +203,13 @@ class Torch(Library):
             return int(self._raw_stream(value.get_device()))
         return int(self.torch.cuda.current_stream(value.device).cuda_stream)
 
-    def _dtype(self, dtype: Any) -> Any:
-        return {"float32": self.torch.float32, "float64": self.torch.float64}[np.dtype(dtype).name]
+    def address(self, value: Any) -> int:
+        """Return the address of a tensor."""
+        return int(value.data_ptr())
 
     def empty(self, like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return a new tensor."""
-        return self.torch.empty(shape, dtype=self._dtype(dtype), device=like.device)
+        return self.torch.empty(shape, dtype=self._numbers[dtype], device=like.device)
 
     def empty_like(self, like: Any, shadow: Array | None) -> Any:
         """Return a new tensor of the shape, dtype and memory format of `like`."""
@@ -218,6 +228,7 @@ class Cupy(Library):
     """CuPy's arrays."""
 
     name = "cupy"
+    by_address = True
 
     def __init__(self) -> None:
         self.cupy = sys.modules["cupy"]

@@ -13,6 +13,7 @@ from numba.cuda import codegen, dispatcher
 from numba.cuda.cudadrv import driver
 
 launches = []
+loaded = []  # whether each came from the cache
 linked = []  # bytes of every kernel, linked for the GPU as at run time
 addresses = iter(range(1 << 40, 1 << 50, 1 << 32))
 
@@ -41,7 +42,8 @@ class Function:
 
 
 dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(9, 0))
-dispatcher._Kernel.bind = lambda self: None
+dispatcher._Kernel.bind = lambda self: self._codelibrary.get_cubin()
+codegen.JITCUDACodegen.magic_tuple = lambda self: ((13, 0), (9, 0))
 codegen.CUDACodeLibrary._ensure_cc = lambda self, cc: (9, 0, "a") if cc is None else cc
 dispatcher.launch = lambda stream, config, kernel, *arguments: launches.append((stream, config, arguments))
 dispatcher.LaunchConfig = lambda **config: config
@@ -56,6 +58,7 @@ def compile_and_stub(self, *kind):
     compiled = compile_(self, *kind)
     for kernel in compiled.overloads.values():
         linked.append(len(kernel._codelibrary.get_cubin().code))
+        loaded.append(bool(compiled.stats.cache_hits))
         kernel._codelibrary.get_cufunc = lambda: Function
     return compiled
 
@@ -104,7 +107,7 @@ def main(dtype, shape):
     assert grads.dx is dy
     _, told["inference"] = call(fastbn.batch_norm_inference, x, mean, var, weight, bias, out=out)
     told["addresses"] = {"x": x.address, "dy": dy.address, "y": out.address, "weight": weight.address}
-    told["linked"] = linked
+    told["linked"], told["loaded"] = linked, loaded
     told["table"] = ctx.table_there.address
     print(json.dumps(told))
 

@@ -12,11 +12,22 @@ pytest.importorskip("numba.cuda", reason="needs numba-cuda")
 
 
 @pytest.fixture(scope="module", params=["float32 [32, 64, 56, 56]", "float16 [640, 48]"])
-def told(request):
-    dtype, shape = request.param.split(" ", 1)
+def cold_and_warm(request, tmp_path_factory):
+    """What two processes said, of which the second finds what the first compiled."""
+    kept = str(tmp_path_factory.mktemp("kernels"))
+    return run(request.param, kept), run(request.param, kept)
+
+
+@pytest.fixture
+def told(cold_and_warm):
+    return cold_and_warm[0]
+
+
+def run(parameter, kept):
+    dtype, shape = parameter.split(" ", 1)
     folder = Path(__file__).parent
     paths = os.pathsep.join(map(str, (folder.parent, folder.parent / "kernels")))
-    environment = os.environ | {"PYTHONPATH": paths, "FASTBN_DEVICE": "cpu", "NUMBA_ENABLE_CUDASIM": "0"}
+    environment = os.environ | {"PYTHONPATH": paths, "NUMBA_ENABLE_CUDASIM": "0", "NUMBA_CACHE_DIR": kept}
     command = [sys.executable, str(folder / "gpu_launches.py"), dtype, shape]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -54,3 +65,11 @@ def test_shared_memory_is_what_may_be_had_without_asking(told):
 def test_kernels_are_linked_as_at_run_time(told):
     assert len(told["linked"]) == 3
     assert min(told["linked"]) > 4096
+
+
+def test_kernels_are_kept_on_disk(cold_and_warm):
+    cold, warm = cold_and_warm
+    assert cold["loaded"] == [False] * 3
+    assert warm["loaded"] == [True] * 3
+    assert warm["linked"] == cold["linked"]
+    assert warm["forward"] == cold["forward"]

@@ -132,7 +132,7 @@ def test_a_change_in_any_source_file_makes_old_kernels_stale(monkeypatch, tmp_pa
     digests = []
     for text in ("1", "2", "1"):
         (tmp_path / "cpu" / "tiles.py").write_text(text)
-        digests.append(cache.sources_digest.__wrapped__())
+        digests.append(cache.sources_digest.__wrapped__("cpu"))
     assert digests[0] == digests[2] != digests[1]
 
 

@@ -24,11 +24,11 @@ log = logging.getLogger("fastbn")
 
 
 @functools.cache
-def sources_digest() -> str:
-    """Hash every source file that the CPU's kernels are made of; an empty folder (a zip) hashes to a constant."""
+def sources_digest(processor: str) -> str:
+    """Hash every source file that the kernels in a folder are made of; an empty one (a zip) hashes to a constant."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for file in sorted([*folder.glob("*.py"), *folder.glob("cpu/*.py")]):
+    for file in sorted([*folder.glob("*.py"), *folder.glob(f"{processor}/*.py")]):
         digest.update(file.relative_to(folder).as_posix().encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -56,7 +56,7 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
 
     def __init__(self, function: Any) -> None:
         super().__init__(function)
-        self._cache_file._source_stamp = (self._cache_file._source_stamp, sources_digest())
+        self._cache_file._source_stamp = (self._cache_file._source_stamp, sources_digest("cpu"))
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled kernel, or None if it is not there or cannot be read."""

@@ -161,14 +161,22 @@ class Kernel:
     def _compile(self, data: str, parameter: str, scalars: bool, resident: int) -> Any:
         started = time.perf_counter()
         signature = self.signature(data, parameter, scalars)
-        jitted = cuda.jit(signature, launch_bounds=(THREADS, resident))(self.source)
+        from fastbn_kernels.cuda import kernel_cache
+
+        bounds = (THREADS, resident)
+        jitted = cuda.jit(launch_bounds=bounds)(self.source)
+        kernel_cache.enable(jitted, bounds)
+        jitted.compile(signature.args)
+        jitted._specialized = True  # as a signature in the decorator would: launches do not look at arguments' types
+        jitted.disable_compile()
         for compiled in jitted.overloads.values():
             # All blocks of a launch must be on the chip at once, or those that wait at a barrier wait for ever. A
             # cooperative launch promises that, also beside other streams.
             compiled.cooperative = self.waits
             if self.waits and shared_limit() > STATIC_LIMIT:
                 allow_shared(compiled, shared_limit())
-        log.info("fastbn: compiled %s for %s in %.2f s", self.name, data, time.perf_counter() - started)
+        done = "loaded" if jitted.stats.cache_hits else "compiled"
+        log.info("fastbn: %s %s for %s in %.2f s", done, self.name, data, time.perf_counter() - started)
         return jitted
 
     def launch(
