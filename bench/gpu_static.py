@@ -81,19 +81,64 @@ def ptxas() -> str:
     return found
 
 
+def blocks_of(lines: list[str]) -> tuple[list[list[str]], list[set[int]]]:
+    """Cut PTX into basic blocks; return their lines, and which may follow each."""
+    blocks: list[list[str]] = [[]]
+    names: dict[str, int] = {}
+    for line in lines:
+        label = re.fullmatch(r"(\$L\w+):", line)
+        if label:
+            blocks.append([])
+            names[label[1]] = len(blocks) - 1
+        else:
+            blocks[-1].append(line)
+            if re.search(r"\bbra\b", line) or line.startswith("ret"):
+                blocks.append([])
+    follow: list[set[int]] = []
+    for i, block in enumerate(blocks):
+        last = block[-1] if block else ""
+        jump = re.search(r"\bbra(?:\.uni)?\s+(\$L\w+)", last)
+        after = {names[jump[1]]} if jump else set()
+        if i + 1 < len(blocks) and not last.startswith(("bra", "ret")):  # falls through, as a guarded jump may
+            after.add(i + 1)
+        follow.append(after)
+    return blocks, follow
+
+
 def innermost_loops(lines: list[str]) -> list[list[str]]:
-    """Return the lines of every loop of PTX that has no other loop inside."""
-    places = {line.rstrip(":"): i for i, line in enumerate(lines) if re.fullmatch(r"\$L\w+:", line)}
-    loops = set()
-    for i, line in enumerate(lines):
-        jump = re.search(r"\bbra(?:\.uni)?\s+(\$L\w+)", line)
-        if jump and places.get(jump[1], i) < i:
-            loops.add((places[jump[1]], i))
-    return [
-        lines[start:end]
-        for start, end in sorted(loops)
-        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops)
-    ]
+    """Return the lines of every natural loop of PTX that has no other loop inside.
+
+    The order of the blocks in the file says nothing: NVVM puts other code in the middle of loops.
+    """
+    blocks, follow = blocks_of(lines)
+    before: list[set[int]] = [set() for _ in blocks]
+    for i, after in enumerate(follow):
+        for j in after:
+            before[j].add(i)
+    reached, waiting = {0}, [0]
+    while waiting:
+        new = follow[waiting.pop()] - reached
+        reached |= new
+        waiting += new
+    dominators = {i: set(reached) for i in reached} | {0: {0}}
+    changed = True
+    while changed:
+        changed = False
+        for i in sorted(reached - {0}):
+            own = {i} | set.intersection(*(dominators[j] for j in before[i] if j in reached))
+            if own != dominators[i]:
+                dominators[i], changed = own, True
+    loops: dict[int, set[int]] = {}
+    for i in reached:
+        for head in follow[i] & dominators[i]:
+            body, waiting = loops.setdefault(head, {head}), [i]
+            while waiting:
+                j = waiting.pop()
+                if j not in body:
+                    body.add(j)
+                    waiting += before[j] & reached
+    inner = [body for head, body in loops.items() if not any(h in body for h in loops if h != head)]
+    return [[line for i in sorted(body) for line in blocks[i]] for body in inner]
 
 
 def widths(lines: list[str], pattern: re.Pattern[str]) -> list[int]:

@@ -6,6 +6,7 @@ Outputs are NaN beforehand, data is fresh at every run, and everything is comput
 from __future__ import annotations
 
 import functools
+import traceback
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -187,4 +188,5 @@ def run(given: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
         except arrays.Unsupported as error:
             tell({"what": aspect, "skipped": str(error)})
         except Exception as error:
-            tell({"what": aspect, "ok": False, "error": f"{type(error).__name__}: {error}"[:600]})
+            said = str(error) or traceback.extract_tb(error.__traceback__)[-1].line  # an assertion may say nothing
+            tell({"what": aspect, "ok": False, "error": f"{type(error).__name__}: {said}"[:600]})

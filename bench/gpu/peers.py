@@ -92,6 +92,9 @@ def eager(own: Any, operation: str, sets: list[Inputs], cudnn: bool) -> Contende
 def compiled(own: Any, operation: str, sets: list[Inputs]) -> Contender:
     """torch.compile of the same, with a complete graph; otherwise it would run as eager does, under this name."""
     torch = own.torch
+    import torch._inductor.config as inductor
+
+    inductor.compile_threads = 1  # no pool of processes beside what is timed
     torch.compiler.reset()  # its limit of recompilations is counted for a function, over all cases
 
     def forward(x: Any, weight: Any, bias: Any, mean: Any, var: Any) -> Any:

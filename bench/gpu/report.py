@@ -88,7 +88,7 @@ def _ratio_lines(record: Record) -> Iterator[str]:
 def _slow_lines(record: Record) -> Iterator[str]:
     for row in record["sections"]["compiled"]:
         for name, t in row.get("times", {}).items():
-            if name != OURS:
+            if name != OURS and OURS in row["times"]:
                 yield f"  {name:14} {t['ratio']:7.2f}  {row['id']}"
         for name, why in row.get("unavailable", {}).items():
             yield f"  {name:14} unavailable: {' '.join(why.split())[:90]}"
