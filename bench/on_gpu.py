@@ -124,6 +124,9 @@ class Keeper:
             spent[section] = round(spent.get(section, 0) + row["seconds"], 3)
         elif section == "machine":
             self.record["machine"] |= row
+            if row.get("ok") is False:  # no GPU, or none that can be asked: nothing else would work
+                self.write()
+                sys.exit(f"on_gpu: {row['error']}")
         else:
             self.record["sections"][section].append({"id": job, **row})
         if time.time() > self.written + 5:

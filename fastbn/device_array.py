@@ -221,6 +221,9 @@ class Torch(Library):
 
     def fetch(self, value: Any) -> Array:
         """Copy a tensor to the host."""
+        if value.dtype is self.torch.bfloat16:
+            bits_ = np.asarray(value.view(self.torch.int16).cpu().numpy())
+            return bits_.view(bfloat16("array"))
         return np.asarray(value.cpu().numpy())
 
 

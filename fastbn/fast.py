@@ -27,6 +27,8 @@ ABSENT: dict[np.dtype[Any], Array] = {
     np.dtype(np.float64): NONE64,
 }
 
+WIDE = frozenset({np.dtype(np.float64)})
+
 # What a call answers: it cannot and has written nothing; done; done, and the result lies where x was.
 REFUSED, DONE, OVER_X = range(3)
 
@@ -118,6 +120,9 @@ def backward(dy: Any, ctx: Any, out: Any) -> Gradients | None:
         return None
     dtype, shape, strides = x.dtype, x.shape, x.strides
     absent = ABSENT.get(dtype)
+    # Parameters of more digits than go with the data would get gradients that were rounded to fewer first.
+    if absent is NONE32 and (ctx.weight_dtype in WIDE or ctx.bias_dtype in WIDE):
+        return None
     if absent is None or dy.shape != shape or dy.strides != strides or dy.dtype != dtype:
         return None
     own = layout.analyse(shape, strides, dtype.itemsize, ctx.axis)

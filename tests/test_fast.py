@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 import fastbn
+import reference
 from fastbn import fast, validate
 from grid import LARGE, SMALL, STORED, affine, draw
+from tolerance import check_backward
 
 CASES = [
     *SMALL,
@@ -80,3 +82,15 @@ def test_whatever_else_goes_the_long_way(rng, stored, monkeypatch):
     y, _ = fastbn.batch_norm(x, np.ones(5))  # a float64 weight for float32 data
     np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
     assert calls
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("wide", ["weight", "bias", "both"])
+def test_gradients_of_float64_parameters_are_not_rounded_before(rng, dtype, wide):
+    x, dy = draw(rng, (4, 3, 7, 7), dtype), draw(rng, (4, 3, 7, 7), dtype)
+    weight = np.ones(3, np.float32 if wide == "bias" else np.float64)
+    bias = np.zeros(3, np.float32 if wide == "weight" else np.float64)
+    _, ctx = fastbn.batch_norm(x, weight, bias)
+    grads = fastbn.batch_norm_backward(dy, ctx)
+    assert (grads.dweight.dtype, grads.dbias.dtype) == (weight.dtype, bias.dtype)
+    check_backward(grads, reference.backward(dy, x, weight), dy, reference.forward(x), weight)

@@ -5,7 +5,7 @@ import pytest
 
 import fastbn
 import reference
-from gpu import gpu, gradients, here, needed, poisoned, there  # noqa: F401
+from gpu_helpers import gpu, gradients, here, needed, poisoned, there  # noqa: F401
 from grid import affine, draw
 from tolerance import check_backward, check_forward
 

@@ -6,7 +6,7 @@ import pytest
 import fastbn
 import reference
 from fastbn import device_fast
-from gpu import here, needed, poisoned, there
+from gpu_helpers import here, needed, poisoned, there
 from grid import affine, draw
 from tolerance import check_backward, check_forward
 

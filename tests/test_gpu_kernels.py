@@ -10,7 +10,7 @@ import fastbn
 import reference
 from fastbn import layout
 from fastbn.backends import cuda_plan
-from gpu import gpu, gradients, here, needed, parameter_dtype, poisoned, simulated, there  # noqa: F401
+from gpu_helpers import gpu, gradients, here, needed, parameter_dtype, poisoned, simulated, there  # noqa: F401
 from grid import SMALL, affine, draw
 from tolerance import check_backward, check_forward, relative
 

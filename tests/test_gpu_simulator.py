@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpu import SIMULATED
+from gpu_helpers import SIMULATED
 
 if not SIMULATED:
     pytest.skip("needs NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)

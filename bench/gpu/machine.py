@@ -72,7 +72,10 @@ def run(given: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     own = arrays.house()
     tell({"arrays": own.name})
     if own.name == "torch":
-        tell({"torch_device": by_torch()})
+        try:
+            tell({"torch_device": by_torch()})
+        except Exception as error:  # what is beside the point must not stop the rest
+            tell({"torch_device": f"{type(error).__name__}: {error}"})
 
 
 def _rate(own: Any, nbytes: int, sets: int, tiny: bool) -> dict[str, Any]:

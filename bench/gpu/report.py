@@ -126,5 +126,11 @@ def summary(record: Record) -> list[str]:
     lines += [*_slow_lines(record), *_sweep_lines(record)]
     wrong = failures(record)
     lines.append(f"failures: {len(wrong)}")
-    lines += [f"  {section}: {job}: {' '.join(error.split())[:200]}" for section, job, error in wrong[:25]]
+    same: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for section, job, error in wrong:
+        same[section, " ".join(error.split())[:200]].append(job)
+    lines += [
+        f"  {section}: {jobs[0]}{f' and {len(jobs) - 1} more' if len(jobs) > 1 else ''}: {error}"
+        for (section, error), jobs in list(same.items())[:25]
+    ]
     return lines

@@ -342,6 +342,8 @@ def empty(shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = 
 
 def to_device(array: Any) -> Any:
     """Copy a NumPy array, contiguous in C or Fortran order, to the GPU."""
+    if array.dtype.kind == "V" and not SIMULATED:  # bfloat16, of which Numba cannot take the buffer
+        return numba_cuda.to_device(array.view(np.uint16)).view(array.dtype)
     return numba_cuda.to_device(array)
 
 
