@@ -14,9 +14,8 @@ MISSING = None if SIMULATED else device.problem()
 needed = pytest.mark.skipif(MISSING is not None, reason=f"no GPU: {MISSING}")
 
 
-def simulated(multiprocessors=2, family="adjacent", kept=4, second_level=1 << 20):
+def simulated(multiprocessors=2, family="adjacent", kept=4, second_level=1 << 20, threads=32):
     """A GPU of few multiprocessors whose threads keep `kept` vectors of one operand, in a family."""
-    threads = 32
     share = cuda_plan.STATIC[family] + kept * threads * cuda_plan.VECTOR
     whole = cuda_plan.RESIDENT[True] * (share + cuda_plan.RESERVED)
     return cuda_plan.Device(multiprocessors, share, whole, second_level, threads)

@@ -23,6 +23,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__
 PLANS = {
     "a block a channel, all of it kept": (((2, 3, 8, 8), 1), {}, lambda p: p.blocks == 1 and p.room >= steps(p) > 0),
     "channels in turn": (((2, 9, 4, 8), 1), {}, lambda p: p.blocks == 1 and p.teams < 9),
+    "smaller blocks": (((8, 20, 4, 8), 1), {"threads": 64}, lambda p: p.threads == 32 and p.teams > 4),
     "several blocks a channel": (
         ((8, 2, 16, 16), 1), {"multiprocessors": 6}, lambda p: p.blocks > 1 and p.teams == 2 and p.room >= steps(p),
     ),

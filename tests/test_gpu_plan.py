@@ -36,11 +36,14 @@ def test_a_plan_fits_the_gpu(N, C, S, itemsize, aligned, operands, waits, gpu):
     assert plan.teams >= 1
     assert plan.room >= 0
     if waits:  # all blocks are on the chip at once, with what they keep
-        assert plan.grid <= gpu.multiprocessors * RESIDENT[True]
+        at_once = RESIDENT[True] * gpu.threads // plan.threads
+        assert plan.grid <= gpu.multiprocessors * at_once
         block = plan.shared + STATIC[plan.family] + RESERVED
-        assert plan.room == 0 or block * RESIDENT[True] <= gpu.shared_per_multiprocessor
+        assert plan.room == 0 or block * at_once <= gpu.shared_per_multiprocessor
+        slots, words = cuda_plan.workspace(gpu)
+        assert 32 * plan.teams <= words
         assert plan.shared + STATIC[plan.family] <= gpu.shared_per_block or plan.room == 0
-        assert plan.slots <= 8 * COLUMNS * gpu.multiprocessors * RESIDENT[True], "more than the workspace has"
+        assert plan.slots <= slots, "more than the workspace has"
     else:
         assert plan.room == plan.shared == 0
     assert plan.shared == plan.room * operands * plan.threads * VECTOR
@@ -74,7 +77,8 @@ def test_channels_of_a_network_are_kept_on_the_chip(N, C, S, itemsize):
     n, _, _, chunks = plan.geometry
     steps = -(-n * chunks // (plan.blocks * plan.threads))
     assert plan.room >= 0.5 * steps
-    assert plan.grid > 0.7 * H200.multiprocessors * RESIDENT[True], "much of the GPU idles"
+    at_once = H200.multiprocessors * RESIDENT[True] * H200.threads
+    assert plan.grid * plan.threads > 0.7 * at_once, "much of the GPU idles"
 
 
 def test_a_plan_is_made_without_numba():

@@ -76,9 +76,7 @@ class Workspace:
 
     def _allocate(self) -> None:
         own = device()
-        most = own.multiprocessors * cuda_plan.RESIDENT[True]
-        slots = 4 * cuda_plan.COLUMNS * 2 * most
-        words = 32 * most
+        slots, words = cuda_plan.workspace(own)
         memory = toolkit.zeros(SLAB * (8 * slots + 4 * words))
         self._keep.append(memory)
         for i in range(SLAB):

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 THREADS = 256  # a block
-WARPS = 8
+WARP = 32
 VECTOR = 16  # bytes
 
 # Blocks on a multiprocessor at once. Those that wait for each other hold both sums and what they normalise with: 128
@@ -30,8 +30,14 @@ RESERVED = 1024
 # Columns in a group at most, `COLUMNS` in `fastbn_kernels/cuda/moments.py`; a thread of the block each, besides.
 COLUMNS = 64
 
-# Vectors that a thread takes where nobody waits.
-STREAMED = 8
+# Where channels are small, blocks of a half or a quarter of the threads, and as many more of them, hide each other's
+# waiting: 32 x 2048 x 7 x 7 is two vectors a thread of 256, in 8 turns, or seven of 64 in two.
+SMALLER = (1, 2, 4)
+
+# Where nobody waits: so many times the blocks that are on the chip at once, but at least so many vectors a thread. A
+# block begins with a division and a root, some 1 us in which it loads nothing.
+WAVES = 2
+STREAMED = 4
 
 # Steps that it takes a block to add up its sums, and a team to meet at a barrier (some 1.5 us).
 SUMMED = 2
@@ -77,8 +83,11 @@ class Plan:
         Blocks a team, teams.
     room : int
         Vectors of each operand that a thread keeps.
-    threads, shared, resident : int
-        Threads a block, bytes of dynamic shared memory of each, blocks on a multiprocessor at once.
+    threads, shared : int
+        Threads a block, bytes of dynamic shared memory of each.
+    resident : int
+        Blocks of `THREADS` threads that the kernel is compiled to have on a multiprocessor at once; smaller ones are
+        as many more.
     slots : int
         float64 of workspace.
     """
@@ -100,10 +109,22 @@ class Plan:
         return self.blocks * self.teams
 
 
-def capacity(device: Device, family: str, resident: int, operands: int) -> int:
-    """Return how many vectors of each operand a thread can keep."""
-    share = min(device.shared_per_multiprocessor // resident - RESERVED, device.shared_per_block)
-    return max(0, share - STATIC[family]) // (device.threads * VECTOR * operands)
+def capacity(device: Device, family: str, resident: int, operands: int, smaller: int = 1) -> int:
+    """Return how many vectors of each operand a thread can keep, in blocks that are so many times smaller."""
+    share = min(device.shared_per_multiprocessor // (resident * smaller) - RESERVED, device.shared_per_block)
+    return max(0, share - STATIC[family]) // (device.threads // smaller * VECTOR * operands)
+
+
+def _streamed(device: Device, resident: int, channels: int, items: int, per_block: int) -> int:
+    """Return how many blocks share the items of a channel where nobody waits."""
+    wanted = -(-WAVES * device.multiprocessors * resident // channels)
+    return max(1, min(wanted, -(-items // (STREAMED * per_block))))
+
+
+def workspace(device: Device) -> tuple[int, int]:
+    """Return how many slots (float64) and barrier words (uint32) the largest launch takes."""
+    most = device.multiprocessors * RESIDENT[True]
+    return 8 * COLUMNS * most, 32 * most * SMALLER[-1]
 
 
 def _cost(steps: int, room: int, operands: int, rounds: int, moved: int, device: Device, meeting: int) -> float:
@@ -114,16 +135,17 @@ def _cost(steps: int, room: int, operands: int, rounds: int, moved: int, device:
 
 
 def _split(
-    device: Device, resident: int, room: int, operands: int, channels: int, items: int, per_block: int, barriers: bool
-) -> tuple[float, int, int]:
+    device: Device, resident: int, room: int, operands: int, channels: int, items: int, per_block: int, columns: bool,
+    smaller: int = 1,
+) -> tuple[float, int, int]:  # fmt: skip
     """Return (cost, blocks, teams) of the cheapest way to share `items` of each of some channels out to blocks."""
-    most = device.multiprocessors * resident
+    most = device.multiprocessors * resident * smaller
     best = math.inf, 1, 1
     for blocks in range(1, min(most, max(1, -(-items // per_block))) + 1):
         teams = min(channels, most // blocks)
         steps = -(-items // (blocks * per_block))
-        meeting = 0 if blocks == 1 else MET * (2 if barriers and blocks > DIRECT else 1)
-        moved = blocks * teams * device.threads * VECTOR
+        meeting = 0 if blocks == 1 else MET * (2 if columns and blocks > DIRECT else 1)
+        moved = blocks * teams * device.threads // smaller * VECTOR
         cost = _cost(steps, room, operands, -(-channels // teams), moved, device, meeting)
         if cost < best[0]:
             best = cost, blocks, teams
@@ -174,15 +196,24 @@ def _apart(
     Q = S // vector if S % vector == 0 else (S + 2 * vector - 2) // vector
     items = N * Q
     _refuse(items)
-    room = capacity(device, "apart", resident, operands) if waits else 0
+    threads, room = device.threads, 0
     if waits:
-        _, blocks, teams = _split(device, resident, room, operands, C, items, device.threads, False)
+        best = math.inf
+        for smaller in SMALLER:
+            own = device.threads // smaller
+            if own % WARP:
+                continue
+            space = capacity(device, "apart", resident, operands, smaller)
+            cost, *split = _split(device, resident, space, operands, C, items, own, False, smaller)
+            if cost < best:
+                best, threads, room = cost, own, space
+                blocks, teams = split
     else:
-        blocks, teams = -(-items // (STREAMED * device.threads)), C
-    room = min(room, -(-items // (blocks * device.threads)))
-    shared = room * operands * device.threads * VECTOR
+        blocks, teams = _streamed(device, resident, C, items, threads), C
+    room = min(room, -(-items // (blocks * threads)))
+    shared = room * operands * threads * VECTOR
     slots = 4 * blocks * teams
-    return Plan("apart", not aligned, (N, C, S, Q), blocks, teams, room, device.threads, shared, resident, slots)
+    return Plan("apart", not aligned, (N, C, S, Q), blocks, teams, room, threads, shared, resident, slots)
 
 
 def _adjacent(
@@ -215,7 +246,7 @@ def _adjacent(
         if waits:
             cost, blocks, teams = _split(device, resident, room, operands, groups, rows, per_block, True)
         else:
-            blocks, teams = -(-rows // (STREAMED * per_block)), groups
+            blocks, teams = _streamed(device, resident, groups, rows, per_block), groups
             cost = 1.0
         if cost * waste < best[0]:
             best = cost * waste, lanes, blocks, teams
