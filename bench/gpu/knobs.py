@@ -44,8 +44,10 @@ def groups(own: Plan, itemsize: int) -> int:
 def turn(own: Plan, itemsize: int, operands: int, waits: bool, device: Device, **given: int) -> Plan:
     """Return a plan that the kernels can run, with the knobs given."""
     threads = given.get("threads", own.threads)
-    if threads % 32 or threads > 32 * cuda_plan.WARPS or given.get("per_sm", 1) > MOST:
-        raise ValueError(f"expected whole warps, {cuda_plan.WARPS} at most, and per_sm <= {MOST}, got {given}")
+    if threads % cuda_plan.WARP or threads > cuda_plan.THREADS or given.get("per_sm", 1) > MOST:
+        raise ValueError(
+            f"expected whole warps, {cuda_plan.THREADS} threads at most, and per_sm <= {MOST}, got {given}"
+        )
     if "lanes" in given and own.family == "adjacent":
         if own.geometry[2] > 1:
             raise ValueError("lanes: the channels of joined rows must be of one group")
