@@ -271,4 +271,6 @@ def library(value: Any) -> Library:
     if torch is not None and isinstance(value, torch.Tensor):  # subclasses have modules of their own
         owner = "torch"
     kind = {"torch": Torch, "cupy": Cupy}.get(owner, Library)
-    return _libraries.setdefault(kind.name, kind()) if kind.name not in _libraries else _libraries[kind.name]
+    if kind.name not in _libraries:
+        _libraries[kind.name] = kind()
+    return _libraries[kind.name]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("numba.cuda", reason="needs numba-cuda")
+pytest.importorskip("numba_cuda", reason="needs numba-cuda")
 
 
 @pytest.fixture(scope="module", params=["float32 [32, 64, 56, 56]", "float16 [640, 48]"])

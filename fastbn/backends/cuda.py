@@ -29,7 +29,6 @@ WEIGHT, BIAS, RUNNING = 1, 2, 4
 # that is being captured into a graph may not allocate at all.
 SLAB = 8
 
-
 _gpu: int | None = None  # the one that this process uses
 
 

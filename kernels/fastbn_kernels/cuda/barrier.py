@@ -50,8 +50,8 @@ if SIMULATED or TYPE_CHECKING:
 
 else:
     from llvmlite import ir
-    from numba.cuda import types
-    from numba.cuda.extending import intrinsic
+
+    from fastbn_kernels.cuda.toolkit import intrinsic, types
 
     WORD, LONG, DOUBLE, VOID = ir.IntType(32), ir.IntType(64), ir.DoubleType(), ir.VoidType()
 

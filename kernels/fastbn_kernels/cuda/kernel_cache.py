@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
-import numba_cuda
-from numba.cuda.dispatcher import CUDACache
-
 from fastbn_kernels.cache import sources_digest, warn_once
+from fastbn_kernels.cuda.toolkit import dispatcher
 
 
-class KernelCache(CUDACache):  # type: ignore[misc]
+class KernelCache(dispatcher.CUDACache):  # type: ignore[misc]
     """Stamped with all sources that a kernel may be made of, and unable to fail."""
 
     def __init__(self, function: Any, bounds: tuple[int, int]) -> None:
         super().__init__(function)
         stamp = self._cache_file._source_stamp
-        self._cache_file._source_stamp = stamp, sources_digest("cuda"), bounds, numba_cuda.__version__
+        self._cache_file._source_stamp = stamp, sources_digest("cuda"), bounds, version("numba-cuda")
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled kernel, or None if it is not there or cannot be read."""

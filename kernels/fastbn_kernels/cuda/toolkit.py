@@ -32,11 +32,14 @@ __all__ = [
     "Parameters",
     "cuda",
     "device",
+    "dispatcher",
     "f64",
     "i32",
     "i64",
+    "intrinsic",
     "kernel",
     "shared_formula",
+    "types",
 ]
 
 log = logging.getLogger("fastbn")
@@ -53,6 +56,9 @@ from numba import cuda as numba_cuda  # noqa: E402
 
 cuda: Any
 Scalars: Any
+dispatcher: Any
+intrinsic: Any
+types: Any
 if SIMULATED:
     from fastbn_kernels.cuda import simulator
     from fastbn_kernels.cuda.vector_python import Pointer
@@ -64,9 +70,9 @@ if SIMULATED:
     f64: Any = np.float64
     Scalars = None
 else:
-    from numba.cuda import dispatcher, types
+    from numba.cuda import dispatcher, types  # type: ignore[no-redef]
     from numba.cuda.cudadrv import driver
-    from numba.cuda.extending import core_models, register_model
+    from numba.cuda.extending import core_models, intrinsic, register_model  # type: ignore[no-redef]
 
     cuda = numba_cuda
     i32, i64, f64 = types.int32, types.int64, types.float64

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.cuda import types
-from numba.cuda.extending import intrinsic
 
+from fastbn_kernels.cuda.toolkit import intrinsic, types
 from fastbn_kernels.cuda.words import (
     DOUBLE,
     FLOAT,

@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.cuda import types
 
-from fastbn_kernels.cuda.toolkit import Scalars
+from fastbn_kernels.cuda.toolkit import Scalars, types
 
 WORD, LONG, HALF = ir.IntType(32), ir.IntType(64), ir.HalfType()
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
