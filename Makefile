@@ -61,7 +61,7 @@ gpu-static: $(VENV)/.test
 
 test-frameworks: $(VENV)/.frameworks
 	$(BIN)/pytest -m frameworks
-	$(BIN)/pytest bench --benchmark-disable
+	$(BIN)/pytest bench --benchmark-disable --ignore bench/test_on_gpu.py
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -m slow

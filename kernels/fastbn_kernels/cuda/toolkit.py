@@ -374,7 +374,7 @@ def piece(memory: Any, start: int, count: int, dtype: Any) -> Any:
     """Return part of such memory as a kernel takes it."""
     if SIMULATED:
         return memory[start : start + count * np.dtype(dtype).itemsize].view(dtype)
-    return memory.device_ctypes_pointer.value + start
+    return memory.__cuda_array_interface__["data"][0] + start
 
 
 def flat(array: Any) -> Any:
