@@ -18,9 +18,9 @@ THREADS = 256  # a block
 WARP = 32
 VECTOR = 16  # bytes
 
-# Blocks on a multiprocessor at once. Those that wait for each other hold both sums and what they normalise with: 128
-# registers a thread leave nothing to memory, 80 do (8 to 152 bytes spilled; `make gpu-static` shows both). The others
-# take 80.
+# Blocks on a multiprocessor at once. Those that wait for each other hold both sums and what they normalise with: with
+# three of them, 80 registers a thread, 8 to 152 bytes are spilled, with two, 128, none; `make gpu-static` looks. The
+# others take 80.
 RESIDENT = {True: 2, False: 3}
 
 # Shared memory that a block has beside what it keeps, in bytes, and what the driver takes of every block.

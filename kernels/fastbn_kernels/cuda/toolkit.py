@@ -268,7 +268,7 @@ def allow_shared(compiled: Any, most: int) -> None:
     """Let a kernel be launched with up to `most` bytes of dynamic shared memory, and prefer it to the first cache."""
     function = compiled._codelibrary.get_cufunc()
     attribute = driver.binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    static = 12288  # what the kernels have beside it counts to the limit
+    static = 12288  # what the kernels have beside it counts towards the limit: `STATIC` in `backends/cuda_plan.py`
     driver.driver.cuKernelSetAttribute(attribute, most - static, function.handle, function.device.id)
     function.set_shared_memory_carveout(100)
 
