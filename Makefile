@@ -47,7 +47,7 @@ test: $(VENV)/.test
 	$(BIN)/pytest --doctest-modules fastbn/functional.py fastbn/layer.py
 	NUMBA_BOUNDSCHECK=1 $(BIN)/pytest tests/test_bounds.py tests/test_forward.py tests/test_backward.py \
 		tests/test_moments.py tests/test_properties.py
-	$(MAKE) --no-print-directory gpu-simulated gpu-static
+	$(MAKE) --no-print-directory --jobs=2 gpu-simulated gpu-static
 	$(BIN)/pytest bench --benchmark-disable
 
 # The GPU kernels on a simulated GPU, against the oracle.
