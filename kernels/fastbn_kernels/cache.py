@@ -40,6 +40,25 @@ def warn_once(problem: str) -> None:
     log.warning("fastbn: the kernel cache does not work, kernels are compiled in every process: %s", problem)
 
 
+class Unfailing:
+    """What makes a cache of Numba's, for either processor, unable to fail."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the compiled kernel, or None if it is not there or cannot be read."""
+        try:
+            return super().load_overload(sig, target_context)  # type: ignore[misc]
+        except Exception as error:  # a file cut short raises whatever pickle makes of it
+            warn_once(f"{type(error).__name__}: {error}")
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a compiled kernel if that is possible."""
+        try:
+            super().save_overload(sig, data)  # type: ignore[misc]
+        except Exception as error:  # a full disk, a folder gone, a quota
+            warn_once(f"{type(error).__name__}: {error}")
+
+
 class KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
     """Numba's file naming, plus a mark for bounds checks."""
 
@@ -49,7 +68,7 @@ class KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
         return base + ("-checked" if config.BOUNDSCHECK else "")
 
 
-class KernelCache(FunctionCache):  # type: ignore[misc]
+class KernelCache(Unfailing, FunctionCache):  # type: ignore[misc]
     """Numba's cache, stamped with the whole package and unable to fail."""
 
     _impl_class = KernelCacheImpl
@@ -57,21 +76,6 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
     def __init__(self, function: Any) -> None:
         super().__init__(function)
         self._cache_file._source_stamp = (self._cache_file._source_stamp, sources_digest("cpu"))
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the compiled kernel, or None if it is not there or cannot be read."""
-        try:
-            return super().load_overload(sig, target_context)
-        except Exception as error:  # a file cut short raises whatever pickle makes of it
-            warn_once(f"{type(error).__name__}: {error}")
-            return None
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep a compiled kernel if that is possible."""
-        try:
-            super().save_overload(sig, data)
-        except Exception as error:  # a full disk, a folder gone, a quota
-            warn_once(f"{type(error).__name__}: {error}")
 
 
 def enable(dispatcher: Any) -> None:

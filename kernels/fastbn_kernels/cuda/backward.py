@@ -11,7 +11,7 @@ from typing import Any
 from fastbn_kernels import formulas
 from fastbn_kernels.cuda.moments import COLUMNS, SCRATCH, SUMS, WARP_SCRATCH, folded
 from fastbn_kernels.cuda.reduce import team_columns, team_sums
-from fastbn_kernels.cuda.rows import columns_sums, rows_gradient, rows_gradient_sums, vector_from
+from fastbn_kernels.cuda.rows import columns_sums, rows_gradient, rows_gradient_sums, seat, vector_from
 from fastbn_kernels.cuda.runs_gradient import runs_gradient, runs_gradient_sums
 from fastbn_kernels.cuda.toolkit import (
     Counters,
@@ -165,12 +165,9 @@ def group_sums(
     elif thread < columns:
         means[thread] = 0.0
     cuda.syncthreads()
-    lane = i32(thread % lanes)
-    column = i32(base + lane * V)
-    rows = i32(cuda.blockDim.x // lanes)
-    first = i32(rank * rows + thread // lanes) if column < wide else R
-    mean = vector_from(x, means, lane * V)
-    a, b = rows_gradient_sums(dy, x, column, first, i32(blocks * rows), R, wide, mean, held, room)
+    lane, first, step = seat(x, base, rank, lanes, blocks, R, wide)
+    mean = vector_from(x, means, lane)
+    a, b = rows_gradient_sums(dy, x, i32(base + lane), first, step, R, wide, mean, held, room)
     columns_sums(a, b, lanes, columns, V, scratch, sums)
     team_columns(sums, i32(2 * columns), team, rank, blocks, teams, side, slots, words)
     linear = 0.0
@@ -233,6 +230,7 @@ def gradient_adjacent(
     team, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     thread = i32(cuda.threadIdx.x)
     columns = i32(lanes * width(x))
+    # As in `seat`, which is computed in the loop and spills 20 bytes here, of float64 on sm_90.
     lane = i32(thread % lanes * width(x))
     rows = i32(cuda.blockDim.x // lanes)
     wide = i64(C) * together
@@ -268,8 +266,6 @@ def backward_adjacent(
     team, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     thread = i32(cuda.threadIdx.x)
     columns = i32(lanes * width(x))
-    lane = i32(thread % lanes * width(x))
-    rows = i32(cuda.blockDim.x // lanes)
     wide = i64(C) * together
     count = f64(R) * together
     side = i32(0)
@@ -288,8 +284,7 @@ def backward_adjacent(
                 if given & 2 != 0:
                     dbias[c] = linear
         cuda.syncthreads()
-        first = i32(rank * rows + thread // lanes) if base + lane < wide else R
-        step = i32(blocks * rows)
+        lane, first, step = seat(x, base, rank, lanes, blocks, R, wide)
         group_gradient(dy, x, base, first, step, R, wide, lane, means, slopes, weights, shifts, frozen, dx, held, room)
         cuda.syncthreads()
         base = i32(base + teams * columns)

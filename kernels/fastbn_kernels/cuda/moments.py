@@ -14,7 +14,7 @@ from typing import Any
 
 from fastbn_kernels import formulas
 from fastbn_kernels.cuda.reduce import team_columns, team_sums
-from fastbn_kernels.cuda.rows import columns_sums, rows_sums, vector_from
+from fastbn_kernels.cuda.rows import columns_sums, rows_sums, seat, vector_from
 from fastbn_kernels.cuda.runs import runs_sums, value
 from fastbn_kernels.cuda.toolkit import (
     Counters,
@@ -136,18 +136,14 @@ def group_moments(
     elif thread < columns:
         shifts[thread] = 0.0
     cuda.syncthreads()
-    lane = i32(thread % lanes)
-    column = i32(base + lane * V)
-    rows = i32(cuda.blockDim.x // lanes)
-    first = i32(rank * rows + thread // lanes) if column < wide else R
-    step = i32(blocks * rows)
+    lane, first, step = seat(x, base, rank, lanes, blocks, R, wide)
     linear = 0.0
     squares = 0.0
     again = True
     attempt = 0
     while again:
-        around = vector_from(x, shifts, lane * V)
-        a, b = rows_sums(x, column, first, step, R, wide, around, held, room)
+        around = vector_from(x, shifts, lane)
+        a, b = rows_sums(x, i32(base + lane), first, step, R, wide, around, held, room)
         columns_sums(a, b, lanes, columns, V, scratch, sums)
         team_columns(sums, i32(2 * columns), team, rank, blocks, teams, side, slots, words)
         side = i32(1 - side)

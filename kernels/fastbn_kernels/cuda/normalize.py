@@ -22,7 +22,7 @@ from fastbn_kernels.cuda.moments import (
     channel_moments,
     group_moments,
 )
-from fastbn_kernels.cuda.rows import rows_normalize, vector_from
+from fastbn_kernels.cuda.rows import rows_normalize, seat, vector_from
 from fastbn_kernels.cuda.runs import runs_normalize
 from fastbn_kernels.cuda.toolkit import (
     Counters,
@@ -175,8 +175,6 @@ def normalize_adjacent(
     team, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     thread = i32(cuda.threadIdx.x)
     columns = i32(lanes * width(x))
-    lane = i32(thread % lanes * width(x))
-    rows = i32(cuda.blockDim.x // lanes)
     wide = i64(C) * together
     base = i32(team * columns)
     while base < wide:
@@ -186,9 +184,9 @@ def normalize_adjacent(
                 x, weight, bias, running_mean, running_var, eps, given, i32((base + thread) % C), C, write, table
             )
         cuda.syncthreads()
-        first = i32(rank * rows + thread // lanes) if base + lane < wide else R
+        lane, first, step = seat(x, base, rank, lanes, blocks, R, wide)
         mean, scale, shift = vector_from(x, means, lane), vector_from(x, scales, lane), vector_from(x, shifts, lane)
-        rows_normalize(x, i32(base + lane), first, i32(blocks * rows), R, wide, mean, scale, shift, y, held, 0)
+        rows_normalize(x, i32(base + lane), first, step, R, wide, mean, scale, shift, y, held, 0)
         cuda.syncthreads()
         base = i32(base + teams * columns)
 
@@ -210,8 +208,6 @@ def forward_adjacent(
     team, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     thread = i32(cuda.threadIdx.x)
     columns = i32(lanes * width(x))
-    lane = i32(thread % lanes * width(x))
-    rows = i32(cuda.blockDim.x // lanes)
     wide = i64(C) * together
     count = f64(R) * together
     side = i32(0)
@@ -229,7 +225,7 @@ def forward_adjacent(
                 given, count, i32((base + thread) % C), C, mean_, low, m2, write, table,
             )  # fmt: skip
         cuda.syncthreads()
-        first = i32(rank * rows + thread // lanes) if base + lane < wide else R
+        lane, first, step = seat(x, base, rank, lanes, blocks, R, wide)
         mean, scale, shift = vector_from(x, means, lane), vector_from(x, scales, lane), vector_from(x, biases, lane)
-        rows_normalize(x, i32(base + lane), first, i32(blocks * rows), R, wide, mean, scale, shift, y, held, room)
+        rows_normalize(x, i32(base + lane), first, step, R, wide, mean, scale, shift, y, held, room)
         base = i32(base + teams * columns)

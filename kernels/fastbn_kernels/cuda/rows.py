@@ -31,6 +31,19 @@ from fastbn_kernels.cuda.vector import (
 
 
 @device
+def seat(x: Any, base: int, rank: int, lanes: int, blocks: int, R: int, wide: int) -> tuple[int, int, int]:
+    """Return where in a group of columns this thread's vector begins, its first row, and how far it is to its next.
+
+    The first row is R, so that there is none, if the group that begins at column `base` has no such vector.
+    """
+    thread = i32(cuda.threadIdx.x)
+    lane = i32(thread % lanes * width(x))
+    rows = i32(cuda.blockDim.x // lanes)
+    first = i32(rank * rows + thread // lanes) if base + lane < wide else R
+    return lane, first, i32(blocks * rows)
+
+
+@device
 def vector_from(x: Any, shared: Any, at: int) -> Any:
     """Return a vector of x from float64 in shared memory."""
     vector = splat(x, 0.0)
