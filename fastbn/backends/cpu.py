@@ -40,7 +40,7 @@ def moments(x: Array) -> tuple[Array, Array, Array]:
     mean, low, m2 = np.empty((3, x.shape[1]))
     kernel = moments_kernels.moments_adjacent if own.family == "adjacent" else moments_kernels.moments_apart
     data = _data(x, own)
-    kernel.get(data.dtype, own.parallel)(data, mean, low, m2)
+    kernel.launch(data.dtype, own.parallel, data, mean, low, m2)
     return mean, low, m2
 
 
@@ -50,21 +50,23 @@ def forward(x: Array, table: Array, eps: float, y: Array) -> None:
     mean, low, m2, invstd, weight, bias = table
     if own.family == "apart" and not own.whole:
         data = _data(x, own)
-        moments_kernels.moments_apart.get(data.dtype, own.parallel)(data, mean, low, m2)
+        moments_kernels.moments_apart.launch(data.dtype, own.parallel, data, mean, low, m2)
         _normalize(x, table, m2 / (x.shape[0] * x.shape[2]), eps, y)
         return
     data = _data(x, own)
     given = data, weight, bias, eps, own.past_cache[0]
     if own.family == "short":
-        short = short_kernels.forward_short.get(data.dtype, own.parallel)
-        short(*given, own.groups, _data(y, own), mean, low, m2, invstd)
+        short_kernels.forward_short.launch(
+            data.dtype, own.parallel, *given, own.groups, _data(y, own), mean, low, m2, invstd
+        )
     elif own.stretches and own.past_cache[0]:
-        overlapped = overlap_kernels.forward_overlapped.get(data.dtype, own.parallel)
-        overlapped(data, weight, bias, eps, own.stretches, _data(y, own), mean, low, m2, invstd)
+        overlap_kernels.forward_overlapped.launch(
+            data.dtype, own.parallel, data, weight, bias, eps, own.stretches, _data(y, own), mean, low, m2, invstd
+        )
     else:
         adjacent = own.family == "adjacent"
         kernel = normalize_kernels.forward_adjacent if adjacent else normalize_kernels.forward_apart
-        kernel.get(data.dtype, own.parallel)(*given, _data(y, own), mean, low, m2, invstd)
+        kernel.launch(data.dtype, own.parallel, *given, _data(y, own), mean, low, m2, invstd)
 
 
 def normalize(x: Array, table: Array, eps: float, y: Array) -> None:
@@ -85,12 +87,11 @@ def _normalize(x: Array, table: Array, var: Array, eps: float, y: Array) -> None
     data = _data(x, own)
     given = data, mean, scale, shift, own.past_cache[0]
     if own.family == "short":
-        normalize_short = short_kernels.normalize_short.get(data.dtype, own.parallel)
-        normalize_short(*given, own.groups, _data(y, own))
+        short_kernels.normalize_short.launch(data.dtype, own.parallel, *given, own.groups, _data(y, own))
     else:
         adjacent = own.family == "adjacent"
         kernel = normalize_kernels.normalize_adjacent if adjacent else normalize_kernels.normalize_apart
-        kernel.get(data.dtype, own.parallel)(*given, _data(y, own))
+        kernel.launch(data.dtype, own.parallel, *given, _data(y, own))
 
 
 def sums(dy: Array, x: Array, table: Array) -> tuple[Array, Array]:
@@ -100,7 +101,7 @@ def sums(dy: Array, x: Array, table: Array) -> tuple[Array, Array]:
     sum_dy, sum_dy_xhat = np.empty((2, mean.size))
     kernel = backward_kernels.sums_adjacent if own.family == "adjacent" else backward_kernels.sums_apart
     data = _data(x, own)
-    kernel.get(data.dtype, own.parallel)(_data(dy, own), data, mean, low, invstd, sum_dy, sum_dy_xhat)
+    kernel.launch(data.dtype, own.parallel, _data(dy, own), data, mean, low, invstd, sum_dy, sum_dy_xhat)
     return sum_dy, sum_dy_xhat
 
 
@@ -113,7 +114,7 @@ def gradient(
     statistics = weight, mean, low, invstd, sum_dy, sum_dy_xhat, float(count), frozen, own.past_cache[1]
     kernel = backward_kernels.gradient_adjacent if own.family == "adjacent" else backward_kernels.gradient_apart
     data = _data(x, own)
-    kernel.get(data.dtype, own.parallel)(_data(dy, own), data, *statistics, _data(dx, own))
+    kernel.launch(data.dtype, own.parallel, _data(dy, own), data, *statistics, _data(dx, own))
 
 
 def backward(dy: Array, x: Array, table: Array, frozen: bool, dx: Array) -> tuple[Array, Array]:
@@ -129,14 +130,13 @@ def backward(dy: Array, x: Array, table: Array, frozen: bool, dx: Array) -> tupl
     arguments = _data(dy, own), data, weight, mean, low, invstd, frozen, own.past_cache[1]
     results = _data(dx, own), sum_dy, sum_dy_xhat
     if own.family == "short":
-        short_kernels.backward_short.get(data.dtype, own.parallel)(*arguments, own.groups, *results)
+        short_kernels.backward_short.launch(data.dtype, own.parallel, *arguments, own.groups, *results)
     elif own.stretches and own.past_cache[1] and not frozen:
-        overlapped = overlap_kernels.backward_overlapped.get(data.dtype, own.parallel)
-        overlapped(*arguments[:-2], own.stretches, *results)
+        overlap_kernels.backward_overlapped.launch(data.dtype, own.parallel, *arguments[:-2], own.stretches, *results)
     else:
         adjacent = own.family == "adjacent"
         kernel = backward_kernels.backward_adjacent if adjacent else backward_kernels.backward_apart
-        kernel.get(data.dtype, own.parallel)(*arguments, *results)
+        kernel.launch(data.dtype, own.parallel, *arguments, *results)
     return sum_dy, sum_dy_xhat
 
 

@@ -10,7 +10,6 @@ NaN, so a serial and a parallel kernel that call the same function agree to the 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import types as python_types
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numba import config, njit, prange, types
+from numba.core.compiler_lock import global_compiler_lock
 
 from fastbn_kernels import cache, threads
 
@@ -107,7 +107,6 @@ class Kernel:
         self.source = source
         self._signature = [ARGUMENTS[kind] for name, kind in source.__annotations__.items() if name != "return"]
         self._compiled: dict[tuple[str, bool], Callable[..., Any]] = {}
-        self._lock = threading.RLock()
 
     def is_ready(self, dtype: np.dtype[Any], parallel: bool) -> bool:
         """Return whether this process has compiled or loaded the function for data of `dtype`."""
@@ -119,10 +118,19 @@ class Kernel:
         try:
             return self._compiled[key]
         except KeyError:
-            with self._lock:
+            with global_compiler_lock:  # Numba's own: two locks could wait for each other, and a fork holds this one
                 if key not in self._compiled:  # another thread may have been first
                     self._compiled[key] = self._compile(dtype, parallel)
                 return self._compiled[key]
+
+    def launch(self, dtype: np.dtype[Any], parallel: bool, *arguments: Any) -> None:
+        """Call the function for data of `dtype` as the threading layer stands it; see `threads`."""
+        function = self.get(dtype, parallel)
+        if parallel:
+            with threads.turn():
+                function(*arguments)
+        else:
+            function(*arguments)
 
     def _compile(self, dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
         if config.DISABLE_JIT:
