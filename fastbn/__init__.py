@@ -1,9 +1,9 @@
 """Batch normalization for NumPy, as Numba kernels.
 
 The functions are `batch_norm`, `batch_norm_inference`, `batch_norm_backward`, `batch_moments` and `backward_sums`;
-the layer is `BatchNorm`. They compute on the CPU, and arrays on an NVIDIA GPU where they are: `explain` says which,
-`to_device` and `to_host` copy. Importing fastbn imports NumPy alone: Numba comes, and kernels compile, with the first
-call.
+the layer is `BatchNorm`, whose state `save` and `load` keep in files. They compute on the CPU, and arrays on an NVIDIA
+GPU where they are: `explain` says which, `to_device` and `to_host` copy. Importing fastbn imports NumPy alone: Numba
+comes, and kernels compile, with the first call.
 """
 
 from fastbn import _checkout
@@ -19,6 +19,7 @@ from fastbn.functional import (
 from fastbn.layer import BatchNorm
 from fastbn.moments import BackwardSums, Moments
 from fastbn.results import Context, Gradients
+from fastbn.state import load, save
 
 __all__ = [
     "BackwardSums",
@@ -34,6 +35,8 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_inference",
     "explain",
+    "load",
+    "save",
     "to_device",
     "to_host",
 ]

@@ -226,12 +226,21 @@ class BatchNorm:
         TypeError
             If a value is not of a real floating type, or the count not an integer.
         """
-        arrays = self._arrays()
-        new = validate.state(state, arrays, self.track_running_stats)
-        for name, array in arrays.items():
-            array[...] = new[name]
+        self.take_state(self.check_state(state))
+
+    def check_state(self, state: Mapping[str, Any], prefix: str = "") -> dict[str, Array]:
+        """Return the values of a state that fits, cast to this layer's dtype; `prefix` is for messages.
+
+        With `take_state`, which cannot fail, several layers are loaded as a whole; see `fastbn.load`.
+        """
+        return validate.state(state, self._arrays(), self.track_running_stats, prefix)
+
+    def take_state(self, checked: Mapping[str, Array]) -> None:
+        """Store what `check_state` returned."""
+        for name, array in self._arrays().items():
+            array[...] = checked[name]
         if self.track_running_stats:
-            self.num_batches_tracked = int(new["num_batches_tracked"])
+            self.num_batches_tracked = int(checked["num_batches_tracked"])
 
     def __repr__(self) -> str:
         return (

@@ -303,6 +303,11 @@ def parameter_dtype(value: object) -> np.dtype[Any]:
     return dtype
 
 
+def unfit(name: str, value: object, expected: str) -> TypeError:
+    """Return the error for an argument of another type than expected."""
+    return TypeError(f"{name}: expected {expected}, got {_described(value)}")
+
+
 def _as_array(name: str, value: object) -> Array:
     try:
         return np.asarray(value)
@@ -310,25 +315,36 @@ def _as_array(name: str, value: object) -> Array:
         raise TypeError(f"{name}: expected what numpy.asarray takes, got {_described(value)}: {error}") from error
 
 
-def state(value: object, arrays: dict[str, Array], counted: bool) -> dict[str, Array]:
+def state(value: object, arrays: dict[str, Array], counted: bool, prefix: str = "") -> dict[str, Array]:
     """Check a state dict against a layer's arrays and return its values, cast and not yet stored."""
     if not isinstance(value, Mapping):
         raise TypeError(f"state: expected a mapping from names to arrays, got {_described(value)}")
     expected = {*arrays, *(("num_batches_tracked",) if counted else ())}
     if set(value) != expected:
-        missing, unknown = sorted(expected - set(value)), sorted(map(str, set(value) - expected))
-        raise ValueError(f"state: expected the keys {sorted(expected)}; missing {missing}, unknown {unknown}")
+        missing, unknown = (
+            sorted(prefix + str(key) for key in keys) for keys in (expected - set(value), set(value) - expected)
+        )
+        raise ValueError(
+            f"state: expected the keys {sorted(prefix + key for key in expected)}; missing {missing}, unknown {unknown}"
+        )
     new = {}
     for name, array in arrays.items():
-        given = _as_array(f"state[{name!r}]", value[name])
+        label = f"state[{prefix + name!r}]"
+        given = _as_array(label, value[name])
         if given.dtype.kind != "f":
-            raise TypeError(f"state[{name!r}]: expected real floating numbers, got {_described(given)}")
+            raise TypeError(f"{label}: expected real floating numbers, got {_described(given)}")
         if given.shape != array.shape:
-            raise ValueError(f"state[{name!r}]: expected shape {array.shape}, got shape {given.shape}")
-        new[name] = given.astype(array.dtype)
+            raise ValueError(f"{label}: expected shape {array.shape}, got shape {given.shape}")
+        with np.errstate(over="ignore"):
+            new[name] = given.astype(array.dtype)
+        if not np.array_equal(np.isfinite(new[name]), np.isfinite(given)):
+            raise ValueError(f"{label}: expected values that {array.dtype} can hold, got larger ones")
     if counted:
-        count = _as_array("state['num_batches_tracked']", value["num_batches_tracked"])
+        label = f"state[{prefix + 'num_batches_tracked'!r}]"
+        count = _as_array(label, value["num_batches_tracked"])
         if count.dtype.kind not in "iu" or count.size != 1:
-            raise TypeError(f"state['num_batches_tracked']: expected one integer, got {_described(count)}")
+            raise TypeError(f"{label}: expected one integer, got {_described(count)}")
+        if int(count.item()) < 0:
+            raise ValueError(f"{label}: expected a count >= 0, got {count.item()}")
         new["num_batches_tracked"] = count.reshape(())
     return new
