@@ -5,17 +5,24 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from fastbn_kernels.cache import Unfailing, sources_digest, warn_once
+from fastbn_kernels.cache import Files, NoStrayFolder, Unfailing, sources_digest, warn_once
 from fastbn_kernels.cuda.toolkit import dispatcher
+
+
+class KernelCacheImpl(NoStrayFolder, dispatcher.CUDACacheImpl):  # type: ignore[misc]
+    """numba-cuda's."""
 
 
 class KernelCache(Unfailing, dispatcher.CUDACache):  # type: ignore[misc]
     """Stamped with all sources that a kernel may be made of, and unable to fail."""
 
+    _impl_class = KernelCacheImpl
+
     def __init__(self, function: Any, bounds: tuple[int, int]) -> None:
         super().__init__(function)
-        stamp = self._cache_file._source_stamp
-        self._cache_file._source_stamp = stamp, sources_digest("cuda"), bounds, version("numba-cuda")
+        stamp = self._cache_file._source_stamp, sources_digest("cuda"), version("numba-cuda")
+        base = f"{self._impl.filename_base}-{'-'.join(map(str, bounds))}"
+        self._cache_file = Files(self._cache_file, base, stamp)
 
 
 def enable(jitted: Any, bounds: tuple[int, int]) -> None:

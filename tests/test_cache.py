@@ -1,0 +1,218 @@
+"""Whatever happens to the cache of compiled kernels, results are right, and a process logs one warning at most.
+
+Each test has a copy of both packages, whose cache lies next to the kernels, and uses the kernels that compile fastest.
+"""
+
+import shutil
+
+import pytest
+
+from processes import copy_packages, finish, run, start
+
+FOLD = """
+import logging, os, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s")
+import numpy as np
+from fastbn_kernels.cpu.normalize import fold_parameters
+assert fold_parameters.source.__code__.co_filename.startswith(os.environ["PYTHONPATH"])
+
+def fold(unit=1.0):
+    low, var, weight, bias = np.random.default_rng().random((4, 9))
+    found = np.full((3, 9), np.nan)
+    fold_parameters.get(np.dtype("f8"), False)(low, var, weight, bias, 1e-5, *found)
+    invstd = unit / np.sqrt(var + 1e-5)
+    # Each value is rounded three times at most; shift is a difference of terms below 320.
+    np.testing.assert_allclose(found, [weight * invstd, bias - low * weight * invstd, invstd], rtol=1e-15, atol=1e-13)
+"""
+
+
+class Process:
+    """What a process said: whether it compiled the kernel or loaded it, and its warnings."""
+
+    def __init__(self, script="fold()", *, returncode=0, **environment):
+        out = run(FOLD + script, returncode=returncode, **environment)
+        self.compiled = "INFO fastbn: compiled fold_parameters" in out
+        self.loaded = "INFO fastbn: loaded fold_parameters" in out
+        self.warnings = [line for line in out.splitlines() if line.startswith("WARNING")]
+
+    def __eq__(self, other):
+        return (self.compiled, self.loaded, len(self.warnings)) == other
+
+    def __repr__(self):
+        return f"compiled {self.compiled}, loaded {self.loaded}, {self.warnings}"
+
+
+COMPILED, LOADED, WARNED = (True, False, 0), (False, True, 0), (True, False, 1)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("filled") / "packages"
+    assert Process(env=copy_packages(folder)) == COMPILED
+    return folder
+
+
+@pytest.fixture
+def packages(filled, tmp_path):
+    """A copy with a full cache, and how to use it."""
+    folder = tmp_path / "packages"
+    shutil.copytree(filled, folder)
+    return folder, {"env": {"PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": None}, "cwd": tmp_path}
+
+
+def kept(folder):
+    return [file for kind in ("*.nb[ci]", "*.tmp") for file in folder.rglob(kind)]
+
+
+def empty(folder):
+    for file in kept(folder):
+        file.unlink()
+
+
+def change_formula(folder):
+    """Another version of the package, whose kernels double invstd; the file that the kernel itself is in stays."""
+    file = folder / "fastbn_kernels" / "formulas.py"
+    old = file.read_text()
+    new = old.replace("invstd = 1.0 / math.sqrt(var + eps)", "invstd = 2.0 / math.sqrt(var + eps)")
+    assert new != old
+    file.write_text(new)
+
+
+def test_the_next_process_loads_what_one_compiled(packages):
+    folder, where = packages
+    assert len(kept(folder)) == 1
+    assert Process(**where) == LOADED
+
+
+UNKNOWN_USER = "import pwd\ndef unknown(uid): raise KeyError(uid)\npwd.getpwuid = unknown\n"
+
+
+@pytest.mark.parametrize("home", ["/dev/null", None])
+def test_an_install_that_cannot_be_written_and_no_home(packages, home):
+    """A file in the place of the folder refuses root too, who may write where permissions forbid it."""
+    folder, where = packages
+    shutil.rmtree(folder / "fastbn_kernels" / "cpu" / "__pycache__")
+    (folder / "fastbn_kernels" / "cpu" / "__pycache__").touch()
+    where["env"] |= {"HOME": home, "XDG_CACHE_HOME": None}
+    process = Process(UNKNOWN_USER + "fold(); fold()", **where)
+    assert process == WARNED
+    assert "no locator available" in process.warnings[0]
+    assert [file.name for file in where["cwd"].iterdir()] == ["packages"]  # and no folder called ~
+
+
+def test_one_warning_however_many_kernels_and_problems(packages):
+    folder, where = packages
+    two = "fold()\nfrom fastbn_kernels.cpu.call import leave\nleave.get(np.dtype('f4'), False)"
+    kept(folder)[0].write_bytes(b"")
+    fail = "from fastbn_kernels import cache\ndef fail(*_): raise OSError(28, 'No space')\ncache.Path.replace = fail\n"
+    assert Process(fail + two, **where) == WARNED
+
+
+def test_a_full_disk(packages):
+    """The system cuts every file of the process short."""
+    folder, where = packages
+    empty(folder)
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+    assert Process(full + "fold()", **where) == WARNED
+    assert not kept(folder)
+    assert Process(**where) == COMPILED
+    assert Process(**where) == LOADED
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "cut in the middle": lambda content: content[: len(content) // 2],
+    "one bit": lambda content: content[:9000] + bytes([content[9000] ^ 1]) + content[9001:],
+    "something else": lambda content: b"\x80\x05garbage." * 1000,
+}
+
+
+def test_a_damaged_file_is_mended(packages):
+    folder, where = packages
+    (file,) = kept(folder)
+    whole = file.read_bytes()
+    for damage in DAMAGES.values():
+        file.write_bytes(damage(whole))
+        process = Process(**where)
+        assert process == WARNED
+        assert f"{file.name} is damaged" in process.warnings[0]
+    assert Process(**where) == LOADED
+
+
+def test_a_folder_in_the_place_of_the_file(packages):
+    folder, where = packages
+    (file,) = kept(folder)
+    file.unlink()
+    (file / "in").mkdir(parents=True)
+    assert Process(**where) == WARNED
+
+
+KILLS = {
+    "in the middle of the file": "def write(self, data): open(self, 'wb', 0).write(data[:9000]); die()\n"
+    "cache.Path.write_bytes = write\n",
+    "before the file has its name": "cache.Path.replace = lambda *_: die()\n",
+    "after it has": "cache.Files._remove_stale = lambda *_: die()\n",
+}
+
+
+@pytest.mark.parametrize("when", KILLS)
+def test_killed_while_a_newer_version_writes(packages, when):
+    """What the older version left must not be taken for what the newer one did not finish."""
+    folder, where = packages
+    change_formula(folder)
+    kill = "import signal\nfrom fastbn_kernels import cache\ndef die(): os.kill(os.getpid(), signal.SIGKILL)\n"
+    Process(kill + KILLS[when] + "fold()", returncode=-9, **where)
+    assert len(kept(folder)) == 2
+    assert Process("fold(2.0)", **where) == (LOADED if when == "after it has" else COMPILED)
+    assert Process("fold(2.0)", **where) == LOADED
+
+
+def test_another_version_compiles_and_clears_up(packages):
+    folder, where = packages
+    (old,) = kept(folder)
+    (folder / "fastbn_kernels" / "cpu" / "__pycache__" / f"{old.name}.0123.tmp").touch()  # left by a killed process
+    change_formula(folder)
+    assert Process("fold(2.0)", **where) == COMPILED
+    (new,) = kept(folder)
+    assert new != old
+
+
+LEAVE = """
+from fastbn_kernels.cpu.call import leave
+def check(kind):
+    dtype = np.dtype(kind)
+    parameter = np.float64 if kind == "d" else np.float32
+    mean, var = np.full((2, 5), 3, parameter)
+    table = np.random.default_rng().random((6, 5))
+    expected = 1.5 + 0.5 * np.array([table[0] + table[1], table[2] / 7])
+    leave.get(dtype, False)(np.ones((4, 5, 2), dtype), mean, var, 0.5, 1.0, table)
+    np.testing.assert_allclose([mean, var], expected, rtol=4 * np.finfo(parameter).eps)
+"""
+
+
+def test_processes_that_fill_one_cache_at_once(packages):
+    """Each compiles the same kernel for two dtypes, in this order or that."""
+    folder, where = packages
+    empty(folder)
+    go = folder / "go"
+    wait = "import time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.001)\n"
+    orders = ["fd", "df", "fd", "df"]
+    script = FOLD + LEAVE + "print('ready', flush=True)\n" + wait + "for kind in sys.argv[2]: check(kind)\nfold()"
+    running = [start(script, go, order, **where) for order in orders]
+    for process in running:
+        assert process.stdout.readline() == "ready\n"
+    go.touch()
+    for process in running:
+        assert "WARNING" not in finish(process)
+    assert len(kept(folder)) == 3
+    out = run(script, go, "fd", **where)
+    assert out.count("INFO fastbn: loaded leave for") == 2
+    assert "compiled" not in out
+
+
+def test_without_compilation(packages):
+    folder, where = packages
+    where["env"]["NUMBA_DISABLE_JIT"] = "1"
+    empty(folder)
+    assert Process(LEAVE + "for kind in 'fdhH': check(kind)\nfold()", **where) == (False, False, 0)
+    assert not kept(folder)
