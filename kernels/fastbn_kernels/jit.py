@@ -19,7 +19,7 @@ import numpy as np
 from numba import config, njit, prange, types
 from numba.core.compiler_lock import global_compiler_lock
 
-from fastbn_kernels import cache, threads
+from fastbn_kernels import cache, interrupts, threads
 
 __all__ = [
     "Array",
@@ -120,7 +120,8 @@ class Kernel:
         except KeyError:
             with global_compiler_lock:  # Numba's own: two locks could wait for each other, and a fork holds this one
                 if key not in self._compiled:  # another thread may have been first
-                    self._compiled[key] = self._compile(dtype, parallel)
+                    with interrupts.held_back():
+                        self._compiled[key] = self._compile(dtype, parallel)
                 return self._compiled[key]
 
     def launch(self, dtype: np.dtype[Any], parallel: bool, *arguments: Any) -> None:

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numba import config
 
+from fastbn_kernels import interrupts
 from fastbn_kernels.jit import DTYPES
 
 __all__ = [
@@ -52,7 +53,8 @@ THREADS = 256
 if not hasattr(np, "row_stack"):  # NumPy 2.5 removed it; numba-cuda 0.30 still names it
     np.row_stack = np.vstack  # noqa: NPY201
 
-from numba import cuda as numba_cuda  # noqa: E402
+with interrupts.held_back():
+    from numba import cuda as numba_cuda
 
 cuda: Any
 Scalars: Any
@@ -161,7 +163,8 @@ class Kernel:
         with self._lock:
             key = data, parameter, scalars, resident
             if key not in self._compiled:
-                self._compiled[key] = self._compile(*key)
+                with interrupts.held_back():
+                    self._compiled[key] = self._compile(*key)
             return self._compiled[key]
 
     def _compile(self, data: str, parameter: str, scalars: bool, resident: int) -> Any:

@@ -1,0 +1,33 @@
+"""Ctrl-C waits while Numba is imported and while it compiles.
+
+Numba does not survive a KeyboardInterrupt there. Interrupted in its own import, it lacks modules for the rest of the
+process (``module 'numba' has no attribute 'core'``). Interrupted while it collects what other modules registered with
+it, at the first compilation, it forgets what it had not come to. So the interrupt is noted and raised afterwards: half
+a second for the import, the time of one kernel else, which the cache then has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Let whoever handles Ctrl-C in Python wait until the end of the block."""
+    previous = signal.getsignal(signal.SIGINT)
+    arrived: list[tuple[int, FrameType | None]] = []
+    try:
+        if callable(previous):
+            signal.signal(signal.SIGINT, lambda *interrupt: arrived.append(interrupt))
+    except ValueError:  # not in the main thread, which alone is ever interrupted
+        previous = None
+    try:
+        yield
+    finally:
+        if callable(previous):
+            signal.signal(signal.SIGINT, previous)
+            if arrived:
+                previous(*arrived[0])
