@@ -47,10 +47,10 @@ assert seen
 
 
 PHASES = {
-    "registration": "numba.core.base.BaseContext.install_registry",
+    "registration": "numba.core.base.OverloadSelector.append",
     "typing": "numba.core.typed_passes.NopythonTypeInference.run_pass",
     "lowering": "numba.core.typed_passes.NativeLowering.run_pass",
-    "machine code": "numba.core.codegen.CPUCodeLibrary._finalize_final_module",
+    "machine code, which calls back": "llvmlite.binding.executionengine.ExecutionEngine._find_module_ptr",
     "linking": "numba.core.codegen.JITCodeLibrary._finalize_specific",
     "cache": "pathlib.Path.replace",
 }
