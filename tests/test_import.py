@@ -97,31 +97,6 @@ def test_a_second_call_says_nothing(caplog):
     assert not caplog.records
 
 
-def test_a_broken_cache_costs_a_compilation_and_one_warning(tmp_path):
-    expected = python(WARM + CALL, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()[-1]
-    files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert {file.suffix for file in files} == {".nbi", ".nbc"}
-    for file in files:
-        file.write_bytes(file.read_bytes()[:20])
-    lines = python(WARM + CALL, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
-    assert lines[-1] == expected
-    assert sum("the kernel cache does not work" in line for line in lines) == 1
-    assert any("compiled call_forward_adjacent" in line for line in lines)
-
-
-@pytest.mark.parametrize("folder", ["/proc/none", "/dev/null/none"])
-def test_no_place_for_a_cache(folder):
-    """Numba itself raises at decoration when there is no folder that can be written."""
-    code = (
-        "from numba.core import caching as c;"  # up to some release, the name had an underscore
-        "locator = getattr(c, 'UserProvidedCacheLocator', None) or c._UserProvidedCacheLocator;"
-        "c.CacheImpl._locator_classes = [locator];" + WARM
-    )
-    lines = python(code + CALL, NUMBA_CACHE_DIR=folder).splitlines()
-    assert lines[-1] == RESULT
-    assert sum(line.startswith("WARNING fastbn: the kernel cache does not work") for line in lines) == 1
-
-
 def test_a_change_in_any_source_file_makes_old_kernels_stale(monkeypatch, tmp_path):
     from fastbn_kernels import cache
 
