@@ -1,9 +1,9 @@
 """Ctrl-C waits while Numba is imported and while it compiles.
 
-Numba does not survive a KeyboardInterrupt there, or the interrupt does not survive Numba. Raised in its import, it leaves
-modules half set up for the rest of the process (``module 'numba' has no attribute 'core'``). Raised where LLVM calls
-back into Python, it is printed and lost. So it is noted and raised afterwards: half a second for the import, the time
-of one kernel else, which the cache then has.
+Either Numba does not survive a KeyboardInterrupt there, or the interrupt does not survive Numba. Raised in its import,
+it leaves modules half set up for the rest of the process (``module 'numba' has no attribute 'core'``). Raised where
+LLVM calls back into Python, it is printed and lost. So it is noted and raised afterwards: half a second for the import,
+the time of one kernel else, which the cache then has.
 """
 
 from __future__ import annotations
