@@ -1,0 +1,36 @@
+"""What a call allocates besides its results, in bytes, derived from what the kernels allocate."""
+
+import numpy as np
+
+from fastbn.backends import plan
+from fastbn_kernels import threads
+from fastbn_kernels.cpu import tiles
+from fastbn_kernels.cpu.vector import LANES
+
+PYTHON = 8192  # views, tuples, a context
+
+
+def shape_and_plan(x, axis):
+    """Return (N, C, S) of a contiguous array and the plan that it gets."""
+    shape = int(np.prod(x.shape[:axis])), x.shape[axis], int(np.prod(x.shape[axis + 1 :]))
+    count = threads.count() if x.size >= plan.PARALLEL_FROM else 1
+    return shape, plan.make(*shape, x.itemsize, count), count
+
+
+def bound(what, x, axis):
+    """Return the most that a call with `out` may allocate: moments, forward, inference or backward of contiguous x."""
+    (N, C, S), own, count = shape_and_plan(x, axis)
+    numbers = {"moments": 32, "forward": 48 + 16 + 8, "inference": 48 + 16, "backward": 16 + 16}[what] * C
+    if own.family == "adjacent":
+        blocks, wide = tiles.block_tasks(N, C)[0], tiles.rows_together(C) * C
+        a_block = {"moments": 24, "forward": 24, "inference": 0, "backward": 16}[what] * blocks * wide
+        a_row = {"moments": 0, "forward": 24, "inference": 24, "backward": 32}[what] * (wide + LANES)
+        return numbers + a_block + a_row + 24 * C + PYTHON
+    tiled = 24 * C * tiles.tile_count(N, S)
+    if what == "moments":
+        return numbers + tiled + PYTHON
+    if own.family == "short":
+        channels = -(-C // own.groups)
+        columns = {"forward": 24, "inference": 24, "backward": 48}[what] * (channels * S + LANES)
+        return numbers + (columns + 32 * channels) * count + PYTHON
+    return numbers + (0 if own.whole or what == "inference" else tiled) + PYTHON
