@@ -23,7 +23,8 @@ def bound(what, x, axis):
     numbers = {"moments": 32, "forward": 48 + 16 + 8, "inference": 48 + 16, "backward": 16 + 16}[what] * C
     if own.family == "adjacent":
         blocks, wide = tiles.block_tasks(N, C)[0], tiles.rows_together(C) * C
-        a_block = {"moments": 24, "forward": 24, "inference": 0, "backward": 16}[what] * blocks * wide
+        # Sums of the backward pass are as wide as a row of numbers, which has LANES more.
+        a_block = {"moments": 24, "forward": 24, "inference": 0, "backward": 16}[what] * blocks * (wide + LANES)
         a_row = {"moments": 0, "forward": 24, "inference": 24, "backward": 32}[what] * (wide + LANES)
         return numbers + a_block + a_row + 24 * C + PYTHON
     tiled = 24 * C * tiles.tile_count(N, S)
