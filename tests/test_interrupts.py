@@ -156,7 +156,7 @@ while not over.is_set() or presser.is_alive():
         interrupts += 1
 step()
 assert consistent()
-assert interrupts > int(sys.argv[3]) // 4, interrupts
+assert interrupts > int(sys.argv[3]) // 10, interrupts
 assert finished <= layer.num_batches_tracked - before <= finished + interrupts
 """
 
