@@ -139,11 +139,12 @@ def backward(dy: Any, ctx: Any, out: Any) -> Gradients | None:
         return None
     if done == OVER_X:
         ctx.forget_x()
-    return Gradients(dx, _as(dweight, ctx.weight_dtype), _as(dbias, ctx.bias_dtype))
+    return Gradients(dx, cast(dweight, ctx.weight_dtype), cast(dbias, ctx.bias_dtype))
 
 
-def _as(gradient: Array, dtype: np.dtype[Any] | None) -> Array | None:
+def cast(gradient: Array, dtype: np.dtype[Any] | None) -> Array | None:
     """Return the gradient of a parameter of a dtype, or of none."""
     if dtype is None or dtype == gradient.dtype:
         return None if dtype is None else gradient
-    return gradient.astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 does not hold is infinite, without a warning
+        return gradient.astype(dtype)

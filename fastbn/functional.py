@@ -23,6 +23,14 @@ def _dtype(parameter: Array | None) -> np.dtype[Any] | None:
     return None if parameter is None else parameter.dtype
 
 
+def _statistics(moments: Moments | None) -> dict[str, Array | None]:
+    return {} if moments is None else {"moments.mean": moments.mean, "moments.m2": moments.m2}
+
+
+def _sums(sums: BackwardSums | None) -> dict[str, Array | None]:
+    return {} if sums is None else {"sums.sum_dy": sums.sum_dy, "sums.sum_dy_xhat": sums.sum_dy_xhat}
+
+
 def _values_per_channel(x: Array, axis: int) -> int:
     return int(math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :]))
 
@@ -130,15 +138,16 @@ def batch_norm(
     if running is not None and training:
         momentum = validate.momentum(momentum)
         validate.degrees_of_freedom(count if moments is None else moments.count, correction)
-        validate.updated(running, {"x": x, "weight": weight, "bias": bias})
+        validate.updated(running, {"x": x, "weight": weight, "bias": bias} | _statistics(moments))
     if out is not None:
         others = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-        out = validate.output(out, x, {"x": x}, others)
+        out = validate.output(out, x, {"x": x}, others | _statistics(moments))
 
     y = layout.empty(x) if out is None else out
     table = np.empty((6, channels))
-    table[WEIGHT] = 1.0 if weight is None else weight
-    table[BIAS] = 0.0 if bias is None else bias
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        table[WEIGHT] = 1.0 if weight is None else weight
+        table[BIAS] = 0.0 if bias is None else bias
     if training and moments is None and channels > 0:
         _normalize(x, axis, y, fast.backend().forward, table, eps)
     else:
@@ -148,11 +157,12 @@ def batch_norm(
             mean, var = running
         else:
             mean, var = np.empty(0), np.empty(0)
-        table[MEAN], table[LOW], table[M2] = mean, 0.0, var  # the variance has the place of m2 here
+        with np.errstate(all="ignore"):  # of an empty batch nothing is computed but this
+            table[MEAN], table[LOW], table[M2] = mean, 0.0, var  # the variance has the place of m2 here
+            if x.size == 0:
+                table[INVSTD] = 1 / np.sqrt(table[M2] + eps)
         if x.size:
             _normalize(x, axis, y, fast.backend().normalize, table, eps)
-        else:
-            table[INVSTD] = 1 / np.sqrt(table[M2] + eps)
     ctx = Context(x, axis, count, table, _dtype(weight), _dtype(bias), not training, moments)
     if training and running is not None:
         batch = ctx.moments
@@ -297,7 +307,7 @@ def backward_sums(dy: Array, ctx: Context) -> BackwardSums:
     TypeError, ValueError
         For anything that does not fit.
     """
-    where = getattr(ctx, "where", None)
+    where = ctx.where if isinstance(ctx, Context) else None
     if where is not None:
         result: BackwardSums = where.backward_sums(dy, ctx)
         return result
@@ -353,7 +363,7 @@ def batch_norm_backward(
     >>> bool(np.abs(grads.dx).max() < 1e-12)
     True
     """
-    where = getattr(ctx, "where", None)
+    where = ctx.where if isinstance(ctx, Context) else None
     if where is not None:
         result: Gradients = where.batch_norm_backward(dy, ctx, sums, out)
         return result
@@ -368,7 +378,7 @@ def batch_norm_backward(
     else:
         validate.own_statistics(ctx)
     if out is not None:
-        out = validate.output(out, x, {"dy": dy, "x": x}, {})
+        out = validate.output(out, x, {"dy": dy, "x": x}, _sums(sums))
     over_x = out is not None and memory.same(out, x)
     if x.size == 0:
         dx = layout.empty(x) if out is None else out
@@ -388,8 +398,4 @@ def batch_norm_backward(
             dx[...] = buffer
         if over_x:
             ctx.forget_x()
-    return Gradients(
-        dx,
-        None if ctx.weight_dtype is None else sums.sum_dy_xhat.astype(ctx.weight_dtype),
-        None if ctx.bias_dtype is None else sums.sum_dy.astype(ctx.bias_dtype),
-    )
+    return Gradients(dx, fast.cast(sums.sum_dy_xhat, ctx.weight_dtype), fast.cast(sums.sum_dy, ctx.bias_dtype))

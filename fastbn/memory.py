@@ -14,9 +14,14 @@ def same(a: Array, b: Array) -> bool:
     return (
         a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
         and a.shape == b.shape
-        and a.strides == b.strides
+        and (a.strides == b.strides or _steps(a) == _steps(b))
         and a.dtype == b.dtype
     )
+
+
+def _steps(array: Array) -> list[int]:
+    """Return the strides that matter: an axis of one element may have any."""
+    return [stride for stride, n in zip(array.strides, array.shape, strict=True) if n > 1]
 
 
 def overlap(a: Array, b: Array) -> bool:
@@ -34,6 +39,8 @@ def overlaps_itself(array: Array) -> bool:
 
     Every layout that slicing and transposing an ordinary array can give is told rightly.
     """
+    if array.size == 0:
+        return False
     span = array.itemsize - 1
     for stride, n in sorted((abs(stride), n) for stride, n in zip(array.strides, array.shape, strict=True) if n > 1):
         if stride <= span:

@@ -5,35 +5,12 @@ Ranks, ghost batches and streams share statistics by making one of these each an
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Statistic = NDArray[np.float64]
-
-
-def _channels(owner: str, name: str, value: ArrayLike) -> Statistic:
-    if type(value) is np.ndarray and value.dtype == np.float64 and value.ndim == 1 and value.flags.carray:
-        return value  # what fastbn's own calls come with
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiu" or array.ndim != 1:
-        raise TypeError(
-            f"{owner}: expected {name} to be real numbers of shape (C,), got {array.dtype} of shape {array.shape}"
-        )
-    return np.require(array, np.float64, ("C", "A"))
-
-
-def _count(owner: str, value: Any) -> int:
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{owner}: expected count to be an integer, got {value!r}") from None
-    if count < 0:
-        raise ValueError(f"{owner}: expected count >= 0, got {count}")
-    return count
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,11 +37,12 @@ class Moments:
     m2: Statistic
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "count", _count("Moments", self.count))
-        object.__setattr__(self, "mean", _channels("Moments", "mean", self.mean))
-        object.__setattr__(self, "m2", _channels("Moments", "m2", self.m2))
-        if self.mean.shape != self.m2.shape:
-            raise ValueError(f"Moments: expected mean and m2 of one shape, got {self.mean.shape} and {self.m2.shape}")
+        from fastbn import validate  # which knows these classes
+
+        object.__setattr__(self, "count", validate.count(self.count))
+        object.__setattr__(self, "mean", validate.per_channel("mean", self.mean))
+        object.__setattr__(self, "m2", validate.per_channel("m2", self.m2))
+        validate.as_many("m2", self.m2, "mean", self.mean)
 
     def merge(self, *others: Moments) -> Moments:
         """Return the moments of all the values together.
@@ -83,12 +61,11 @@ class Moments:
         Chan, Golub and LeVeque (1979), "Updating formulae and a pairwise algorithm for computing sample variances":
         mean = mean_a + d * n_b / n and m2 = m2_a + m2_b + d^2 * n_a * n_b / n with d = mean_b - mean_a.
         """
+        from fastbn import validate
+
         count, mean, m2 = self.count, self.mean, self.m2
+        validate.others(others, Moments, mean.size)
         for other in others:
-            if not isinstance(other, Moments):
-                raise TypeError(f"merge: expected Moments, got {type(other).__name__}")
-            if other.mean.shape != mean.shape:
-                raise ValueError(f"merge: expected moments of {mean.size} channels, got {other.mean.size}")
             if other.count == 0:
                 continue
             if count == 0:
@@ -118,14 +95,15 @@ class Moments:
 
         Raises
         ------
-        ValueError
-            If count <= correction.
+        TypeError, ValueError
+            If the correction is no number >= 0, or count <= correction.
         """
-        if self.count <= correction:
-            raise ValueError(
-                f"correction: expected less than the {self.count} values of these moments, got {correction:g}"
-            )
-        return self.m2 / (self.count - correction)
+        from fastbn import validate
+
+        correction = validate.correction(correction)
+        validate.divisor(self.count, correction)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # infinite or NaN, without a warning
+            return self.m2 / (self.count - correction)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,24 +125,22 @@ class BackwardSums:
     sum_dy_xhat: Statistic
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "count", _count("BackwardSums", self.count))
-        object.__setattr__(self, "sum_dy", _channels("BackwardSums", "sum_dy", self.sum_dy))
-        object.__setattr__(self, "sum_dy_xhat", _channels("BackwardSums", "sum_dy_xhat", self.sum_dy_xhat))
-        if self.sum_dy.shape != self.sum_dy_xhat.shape:
-            raise ValueError(
-                "BackwardSums: expected sum_dy and sum_dy_xhat of one shape, "
-                f"got {self.sum_dy.shape} and {self.sum_dy_xhat.shape}"
-            )
+        from fastbn import validate
+
+        object.__setattr__(self, "count", validate.count(self.count))
+        object.__setattr__(self, "sum_dy", validate.per_channel("sum_dy", self.sum_dy))
+        object.__setattr__(self, "sum_dy_xhat", validate.per_channel("sum_dy_xhat", self.sum_dy_xhat))
+        validate.as_many("sum_dy_xhat", self.sum_dy_xhat, "sum_dy", self.sum_dy)
 
     def merge(self, *others: BackwardSums) -> BackwardSums:
         """Return the sums over all the values together."""
+        from fastbn import validate
+
         count, sum_dy, sum_dy_xhat = self.count, self.sum_dy, self.sum_dy_xhat
-        for other in others:
-            if not isinstance(other, BackwardSums):
-                raise TypeError(f"merge: expected BackwardSums, got {type(other).__name__}")
-            if other.sum_dy.shape != sum_dy.shape:
-                raise ValueError(f"merge: expected sums of {sum_dy.size} channels, got {other.sum_dy.size}")
-            count += other.count
-            sum_dy = sum_dy + other.sum_dy
-            sum_dy_xhat = sum_dy_xhat + other.sum_dy_xhat
+        validate.others(others, BackwardSums, sum_dy.size)
+        with np.errstate(over="ignore", invalid="ignore"):  # as in `Moments.merge`
+            for other in others:
+                count += other.count
+                sum_dy = sum_dy + other.sum_dy
+                sum_dy_xhat = sum_dy_xhat + other.sum_dy_xhat
         return BackwardSums(count, sum_dy, sum_dy_xhat)

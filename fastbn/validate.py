@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import warnings
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -24,18 +25,23 @@ FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
 FLOAT16 = np.dtype(np.float16)
 DTYPES = (FLOAT32, FLOAT64)
+NO_NUMBERS = (bool, np.bool_, np.timedelta64)  # which Python or NumPy count among the integers
+MOST = 2**59  # float64 values that an address space can hold
 
 
 def is_half(dtype: np.dtype[Any]) -> bool:
     """Return whether a dtype is float16 or ml_dtypes' bfloat16, which NumPy knows by its name alone."""
-    return dtype == FLOAT16 or (dtype.itemsize == 2 and dtype.name == "bfloat16")
+    return dtype == FLOAT16 or (dtype.itemsize == 2 and dtype.name == "bfloat16" and dtype.isnative)
 
 
 def _described(value: object) -> str:
     """Say in a few words what was passed."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} and shape {value.shape}"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # integers of more than 4300 digits, and classes whose representation fails
+        return f"an object of type {type(value).__name__}"
     return f"{text} ({type(value).__name__})" if len(text) <= 40 else f"an object of type {type(value).__name__}"
 
 
@@ -118,9 +124,12 @@ def writable(name: str, array: Array) -> None:
 
 def number(name: str, value: object, expected: str) -> float:
     """Check that a value is one finite real number and return it as a float."""
-    if type(value) is not float and (isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real)):
+    if type(value) is not float and (isinstance(value, NO_NUMBERS) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{name}: expected {expected}, got {_described(value)}")
-    result = float(value)
+    try:
+        result = float(value)
+    except OverflowError:  # an integer or a fraction beyond float64
+        result = math.inf
     if not math.isfinite(result):
         raise ValueError(f"{name}: expected {expected}, got {result}")
     return result
@@ -165,6 +174,47 @@ def degrees_of_freedom(count: int, correction: float) -> None:
             f"correction: expected less than the {count} value{'s' * (count != 1)} a channel, got {correction:g}; "
             "the running variance divides by values - correction, so pass more values or correction=0"
         )
+
+
+def divisor(count: int, correction: float) -> None:
+    """Check that the variance of moments divided by count - correction exists."""
+    if count <= correction:
+        raise ValueError(f"correction: expected less than the {count} values of these moments, got {correction:g}")
+
+
+def count(value: object) -> int:
+    """Check how many values a channel statistics are of."""
+    result = integer("count", value)
+    if result < 0:
+        raise ValueError(f"count: expected an integer >= 0, got {result}")
+    return result
+
+
+def per_channel(name: str, value: object) -> Array:
+    """Check a statistic of every channel and return it as float64, the same array if it is that."""
+    if type(value) is np.ndarray and value.dtype == FLOAT64 and value.ndim == 1 and value.flags.carray:
+        return value  # what fastbn's own calls come with
+    array = _as_array(name, value)
+    if array.dtype.kind not in "fiu" or array.ndim != 1 or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected real numbers of shape (C,), got {_described(value)}")
+    with np.errstate(over="ignore", invalid="ignore"):  # a wider float that float64 does not hold, a signalling NaN
+        return np.require(array, FLOAT64, ("C", "A"))
+
+
+def as_many(name: str, value: Array, other: str, of: Array) -> None:
+    """Check that two statistics have the same channels."""
+    if value.shape != of.shape:
+        raise ValueError(f"{name}: expected shape {of.shape}, as {other} has, got shape {value.shape}")
+
+
+def others(values: tuple[object, ...], kind: type[Moments] | type[BackwardSums], channels: int) -> None:
+    """Check what is to be merged with statistics of so many channels."""
+    for value in values:
+        if not isinstance(value, kind):
+            raise TypeError(f"others: expected fastbn.{kind.__name__}, got {_described(value)}")
+        size = (value.mean if isinstance(value, Moments) else value.sum_dy).size
+        if size != channels:
+            raise ValueError(f"others: expected {kind.__name__} of {channels} channels, got {size}")
 
 
 def batch(count: int, x: Array) -> None:
@@ -215,7 +265,9 @@ def moments(value: object, channels: int, training: bool) -> Moments:
     if not isinstance(value, Moments):
         raise TypeError(f"moments: expected None or fastbn.Moments, got {_described(value)}")
     if not training:
-        raise ValueError("moments: expected None with training=False, which normalises with running_mean, running_var")
+        raise ValueError(
+            "moments: expected None with training=False, which normalises with running_mean, running_var, got Moments"
+        )
     if value.mean.shape != (channels,):
         raise ValueError(f"moments: expected {channels} channels, as x has, got {value.mean.size}")
     if value.count == 0:
@@ -271,11 +323,14 @@ def gradient(dy: object, x: Array) -> Array:
 def integer(name: str, value: object) -> int:
     """Check that a value is an integer."""
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool | np.bool_):
             raise TypeError
-        return operator.index(value)  # type: ignore[arg-type]
+        result = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {_described(value)}") from None
+    if not -(2**63) <= result < 2**63:  # nothing counts so far, and from 4300 digits on, none can be shown
+        raise ValueError(f"{name}: expected an integer of 64 bits, got {_described(value)}")
+    return result
 
 
 def features(value: object) -> int:
@@ -283,6 +338,8 @@ def features(value: object) -> int:
     result = integer("num_features", value)
     if result < 1:
         raise ValueError(f"num_features: expected at least 1 channel, got {result}")
+    if result > MOST:
+        raise ValueError(f"num_features: expected at most {MOST} channels, got {result}")
     return result
 
 
@@ -295,8 +352,10 @@ def channels(x: Array, axis: int, expected: int) -> None:
 def parameter_dtype(value: object) -> np.dtype[Any]:
     """Check the dtype of a layer's parameters."""
     try:
-        dtype: np.dtype[Any] = np.dtype(value)  # type: ignore[call-overload]
-    except TypeError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # names that NumPy deprecates
+            dtype: np.dtype[Any] = np.dtype(value)  # type: ignore[call-overload]
+    except Exception:  # NumPy's parser of dtypes raises TypeError, ValueError, SyntaxError, UnicodeError
         raise TypeError(f"dtype: expected float32 or float64, got {_described(value)}") from None
     if value is None or dtype not in DTYPES:
         raise TypeError(f"dtype: expected float32 or float64, got {_described(value)}")
