@@ -137,7 +137,11 @@ def explain(x: Any, *, device: str | None = None) -> Choice:
         return Choice(wanted, f"the environment variable FASTBN_DEVICE asks for it{_but(wanted)}")
     from fastbn import cost
 
-    return Choice(*cost.choose(int(np.asarray(x).nbytes)))
+    try:
+        nbytes = np.asarray(x).nbytes
+    except Exception:  # nested lists of several lengths, and whatever an __array__ raises
+        raise TypeError(f"x: expected an array, got an object of type {type(x).__name__}") from None
+    return Choice(*cost.choose(int(nbytes)))
 
 
 def _but(name: str) -> str:
