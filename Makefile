@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo demo-quick test gpu-simulated gpu-static test-frameworks test-slow lint format bench bench-quick accuracy clean
+.PHONY: help demo demo-quick test gpu-simulated gpu-static test-frameworks test-slow fuzz errors lint format bench bench-quick accuracy clean
 
 help:
 	@echo "make demo             train on real digits with and without batch normalization: a table and a figure"
@@ -15,6 +15,8 @@ help:
 	@echo "make test-frameworks  the tests against PyTorch and the other frameworks (downloads them)"
 	@echo "make gpu-static       what the GPU kernels compile to, without a GPU; part of make test, as is gpu-simulated"
 	@echo "make test-slow        the tests that take minutes"
+	@echo "make fuzz             the fuzz tests with 20,000 examples; part of make test-slow"
+	@echo "make errors           write docs/errors.md anew, after a change of a message"
 	@echo "make bench            speed beside PyTorch, JAX, oneDNN, NumPy and a copy, in 25 minutes (installs the frameworks)"
 	@echo "make bench-quick      a selection of that, in three minutes; WRITE=STEM keeps it as STEM.json and STEM.md"
 	@echo "make accuracy         the accuracy table of the README, measured here (installs the frameworks)"
@@ -46,7 +48,7 @@ test: $(VENV)/.test
 	$(BIN)/pytest -m "not frameworks and not slow"
 	$(BIN)/pytest --doctest-modules fastbn/functional.py fastbn/layer.py
 	NUMBA_BOUNDSCHECK=1 $(BIN)/pytest tests/test_bounds.py tests/test_forward.py tests/test_backward.py \
-		tests/test_moments.py tests/test_properties.py
+		tests/test_moments.py tests/test_fuzz.py
 	$(MAKE) --no-print-directory --jobs=2 gpu-simulated gpu-static
 	$(BIN)/pytest bench --benchmark-disable
 
@@ -63,8 +65,14 @@ test-frameworks: $(VENV)/.frameworks
 	$(BIN)/pytest -m frameworks
 	$(BIN)/pytest bench --benchmark-disable --ignore bench/test_on_gpu.py
 
-test-slow: $(VENV)/.test
+test-slow: $(VENV)/.test fuzz
 	$(BIN)/pytest -m slow
+
+fuzz: $(VENV)/.test
+	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest tests/test_fuzz.py tests/test_fuzz_layer.py
+
+errors: $(VENV)/.test
+	$(BIN)/python tests/errors_table.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

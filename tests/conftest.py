@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, settings
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "database": None}
 settings.register_profile("default", max_examples=100, **COMMON)
 settings.register_profile("checked", max_examples=20, **COMMON)
+settings.register_profile("nightly", max_examples=2000, **COMMON)  # make fuzz
 CHECKED = os.environ.get("NUMBA_BOUNDSCHECK") == "1"
-settings.load_profile("checked" if CHECKED else "default")
+settings.load_profile("checked" if CHECKED else os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # Neither a user's wish nor rates that were measured here may send tests to a GPU; see `fastbn.device`.
 os.environ.pop("FASTBN_DEVICE", None)

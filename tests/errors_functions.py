@@ -1,0 +1,217 @@
+"""What the functions refuse: for each, a call that is good, and (argument, what is wrong with it, error, change)."""
+
+import numpy as np
+
+import fastbn
+
+F4 = np.float32
+as_strided = np.lib.stride_tricks.as_strided
+
+
+def good():
+    """Arguments that fit: a call of batch_norm that writes to three places."""
+    return {
+        "x": np.arange(24, dtype=F4).reshape(4, 3, 2),
+        "weight": np.ones(3, F4),
+        "bias": np.zeros(3, F4),
+        "running_mean": np.full(3, 7, F4),
+        "running_var": np.full(3, 7, F4),
+        "out": np.full((4, 3, 2), 7, F4),
+    }
+
+
+def readonly(array):
+    array.flags.writeable = False
+    return array
+
+
+class OnGpu:
+    """As far as one can tell without looking at it, an array on a GPU."""
+
+    __cuda_array_interface__ = None
+
+
+class Unwilling:
+    """What cannot be made an array of NumPy, as a tensor on a GPU."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("its values are elsewhere")
+
+    def __repr__(self):
+        return "Unwilling()"
+
+
+def shifted(*names):
+    """Return a change: the first argument and `out` share all but one row."""
+    big = np.zeros((5, 3, 2), F4)
+    return {names[0]: big[:4], "out": big[1:]}
+
+
+STATISTICS = fastbn.Moments(8, np.zeros(3), np.ones(3))
+
+FORWARD = [
+    ("x", "a list", TypeError, {"x": [[1.0, 2.0]]}),
+    ("x", "a number", TypeError, {"x": 3.0}),
+    ("x", "None", TypeError, {"x": None}),
+    ("x", "integers", TypeError, {"x": np.ones((4, 3, 2), np.int64)}),
+    ("x", "truth values", TypeError, {"x": np.ones((4, 3, 2), bool)}),
+    ("x", "complex numbers", TypeError, {"x": np.ones((4, 3, 2), complex)}),
+    ("x", "bytes that are no numbers", TypeError, {"x": np.ones((4, 3, 2), "V2")}),
+    ("x", "the other byte order", TypeError, {"x": np.ones((4, 3, 2), ">f4")}),
+    ("x", "Python objects", TypeError, {"x": np.ones((4, 3, 2), object)}),
+    ("x", "a masked array", TypeError, {"x": np.ma.ones((4, 3, 2), F4)}),
+    ("x", "a vector", ValueError, {"x": np.ones(3, F4)}),
+    ("x", "no axes", ValueError, {"x": np.array(1, F4)}),
+    ("x", "an empty batch in training", ValueError, {"x": np.ones((0, 3, 2), F4), "out": None}),
+    ("axis", "beyond the axes of x", ValueError, {"axis": 3}),
+    ("axis", "before the axes of x", ValueError, {"axis": -4}),
+    ("axis", "a fraction", TypeError, {"axis": 1.0}),
+    ("axis", "None", TypeError, {"axis": None}),
+    ("axis", "a truth value", TypeError, {"axis": True}),
+    ("axis", "several", TypeError, {"axis": (1,)}),
+    ("axis", "an integer of 5000 digits", ValueError, {"axis": 10**5000}),
+    ("weight", "another number of channels", ValueError, {"weight": np.ones(4, F4)}),
+    ("weight", "two axes", ValueError, {"weight": np.ones((1, 3), F4)}),
+    ("weight", "integers", TypeError, {"weight": np.ones(3, np.int64)}),
+    ("weight", "float16", TypeError, {"weight": np.ones(3, np.float16)}),
+    ("weight", "no values", ValueError, {"weight": np.empty(0, F4)}),
+    ("weight", "a number", TypeError, {"weight": 1.0}),
+    ("bias", "no values", ValueError, {"bias": np.empty(0, F4)}),
+    ("bias", "another number of channels", ValueError, {"bias": np.ones(2, F4)}),
+    ("bias", "a list", TypeError, {"bias": [0, 0, 0]}),
+    ("running_mean", "another number of channels", ValueError, {"running_mean": np.ones(4, F4)}),
+    ("running_var", "another number of channels", ValueError, {"running_var": np.ones(4, F4)}),
+    ("running_var", "integers", TypeError, {"running_var": np.ones(3, np.int64)}),
+    ("running_var", "None, with running_mean", ValueError, {"running_var": None}),
+    ("running_mean", "None, with running_var", ValueError, {"running_mean": None}),
+    ("running_mean, running_var", "None, with training=False", ValueError,
+     {"running_mean": None, "running_var": None, "training": False}),
+    ("running_mean", "read-only, in training", ValueError, {"running_mean": readonly(np.ones(3, F4))}),
+    ("running_var", "read-only, in training", ValueError, {"running_var": readonly(np.ones(3, F4))}),
+    ("running_mean", "one value broadcast to all channels, in training", ValueError,
+     {"running_mean": as_strided(np.ones(1, F4), (3,), (0,))}),
+    ("running_mean", "running_var too", ValueError, lambda a: {"running_var": a["running_mean"]}),
+    ("running_var", "weight too", ValueError, lambda a: {"running_var": a["weight"]}),
+    ("running_mean", "a part of x", ValueError, lambda a: {"running_mean": a["x"].reshape(-1)[:3]}),
+    ("running_var", "a part of the moments", ValueError,
+     lambda a: {"running_var": STATISTICS.m2, "moments": STATISTICS}),
+    ("eps", "zero", ValueError, {"eps": 0}),
+    ("eps", "negative", ValueError, {"eps": -1e-5}),
+    ("eps", "NaN", ValueError, {"eps": np.nan}),
+    ("eps", "infinite", ValueError, {"eps": np.inf}),
+    ("eps", "an integer beyond float64", ValueError, {"eps": 10**400}),
+    ("eps", "a string", TypeError, {"eps": "1e-5"}),
+    ("eps", "None", TypeError, {"eps": None}),
+    ("eps", "an array", TypeError, {"eps": np.ones(2)}),
+    ("momentum", "above 1", ValueError, {"momentum": 1.5}),
+    ("momentum", "negative", ValueError, {"momentum": -0.1}),
+    ("momentum", "None", TypeError, {"momentum": None}),
+    ("momentum", "a string", TypeError, {"momentum": "0.1"}),
+    ("correction", "negative", ValueError, {"correction": -1}),
+    ("correction", "None", TypeError, {"correction": None}),
+    ("correction", "as many as there are values", ValueError, {"correction": 8}),
+    ("correction", "1, with one value a channel", ValueError, {"x": np.ones((1, 3, 1), F4), "out": None}),
+    ("training", "a number", TypeError, {"training": 1}),
+    ("training", "None", TypeError, {"training": None}),
+    ("out", "another shape", ValueError, {"out": np.zeros((4, 3, 3), F4)}),
+    ("out", "another dtype", TypeError, {"out": np.zeros((4, 3, 2))}),
+    ("out", "integers", TypeError, {"out": np.zeros((4, 3, 2), np.int64)}),
+    ("out", "a list", TypeError, {"out": [0]}),
+    ("out", "read-only", ValueError, {"out": readonly(np.zeros((4, 3, 2), F4))}),
+    ("out", "one sample broadcast to all", ValueError, {"out": as_strided(np.zeros(6, F4), (4, 3, 2), (0, 8, 4))}),
+    ("out", "x, shifted by a row", ValueError, shifted("x")),
+    ("out", "x, backwards", ValueError, lambda a: {"out": a["x"][::-1]}),
+    ("out", "overlaps weight", ValueError, lambda a: {"weight": a["out"].reshape(-1)[:3]}),
+    ("out", "overlaps running_var", ValueError, lambda a: {"running_var": a["out"].reshape(-1)[:3]}),
+    ("moments", "a number", TypeError, {"moments": 3}),
+    ("moments", "of other channels", ValueError, {"moments": fastbn.Moments(8, np.zeros(2), np.ones(2))}),
+    ("moments", "of nothing", ValueError, {"moments": fastbn.Moments(0, np.zeros(3), np.ones(3))}),
+    ("correction", "1, with moments of one value", ValueError,
+     {"moments": fastbn.Moments(1, np.zeros(3), np.ones(3))}),
+    ("moments", "given with training=False", ValueError, {"moments": STATISTICS, "training": False}),
+    ("device", "an unknown name", ValueError, {"device": "gpu"}),
+    ("device", "a number", TypeError, {"device": 0}),
+    ("device", "cuda, where there is none", ValueError, {"device": "cuda"}),
+    ("device", "cpu, for an array on a GPU", ValueError, {"x": OnGpu(), "device": "cpu"}),
+]  # fmt: skip
+
+INFERENCE = [
+    ("x", "a list", TypeError, {"x": [1]}),
+    ("axis", "beyond the axes of x", ValueError, {"axis": 9}),
+    ("running_mean", "None", ValueError, {"running_mean": None}),
+    ("running_mean, running_var", "None", ValueError, {"running_mean": None, "running_var": None}),
+    ("eps", "zero", ValueError, {"eps": 0}),
+    ("out", "another shape", ValueError, {"out": np.zeros((4, 3), F4)}),
+    ("out", "overlaps running_mean", ValueError, lambda a: {"running_mean": a["out"].reshape(-1)[:3]}),
+]
+
+MOMENTS = [
+    ("x", "a list", TypeError, {"x": [1, 2]}),
+    ("axis", "beyond the axes of x", ValueError, {"axis": 3}),
+]
+
+
+def good_backward():
+    a = good()
+    _, ctx = fastbn.batch_norm(a["x"], a["weight"], a["bias"])
+    return {"dy": np.ones((4, 3, 2), F4), "ctx": ctx, "out": np.full((4, 3, 2), 7, F4)}
+
+
+def overwritten(a):
+    """A context whose x is y now."""
+    x = np.arange(24, dtype=F4).reshape(4, 3, 2)
+    return {"ctx": fastbn.batch_norm(x, out=x)[1]}
+
+
+def shared(a):
+    """A context of a half whose statistics are those of the whole."""
+    x = np.arange(24, dtype=F4).reshape(4, 3, 2)
+    ctx = fastbn.batch_norm(x[:2], moments=fastbn.batch_moments(x))[1]
+    return {"dy": x[:2], "ctx": ctx, "out": None}
+
+
+def wide_sums(a):
+    """A call in float64 whose out is where the sums are."""
+    x = np.arange(6.0).reshape(2, 3)
+    sums = fastbn.BackwardSums(2, np.zeros(6)[:3], np.zeros(3))
+    return {"dy": x, "ctx": fastbn.batch_norm(x)[1], "sums": sums, "out": sums.sum_dy.base.reshape(2, 3)}
+
+
+BACKWARD = [
+    ("dy", "a list", TypeError, {"dy": [1]}),
+    ("dy", "another shape than x", ValueError, {"dy": np.ones((4, 3), F4)}),
+    ("dy", "another dtype than x", TypeError, {"dy": np.ones((4, 3, 2))}),
+    ("dy", "integers", TypeError, {"dy": np.ones((4, 3, 2), np.int64)}),
+    ("ctx", "None", TypeError, {"ctx": None}),
+    ("ctx", "the arguments were swapped", TypeError, lambda a: {"dy": a["ctx"], "ctx": a["dy"]}),
+    ("ctx", "x was overwritten by out=x", ValueError, overwritten),
+    ("out", "another shape", ValueError, {"out": np.zeros((4, 3), F4)}),
+    ("out", "another dtype", TypeError, {"out": np.zeros((4, 3, 2))}),
+    ("out", "dy, shifted by a row", ValueError, shifted("dy")),
+    ("out", "overlaps sums", ValueError, wide_sums),
+    ("sums", "a number", TypeError, {"sums": 1}),
+    ("sums", "of other channels", ValueError, {"sums": fastbn.BackwardSums(8, np.zeros(2), np.zeros(2))}),
+    ("sums", "of another count than the moments", ValueError,
+     {"sums": fastbn.BackwardSums(9, np.zeros(3), np.zeros(3))}),
+    ("sums", "None, after a forward pass with moments of more than x", ValueError, shared),
+]  # fmt: skip
+
+SUMS = [
+    ("dy", "another shape than x", ValueError, {"dy": np.ones((4, 3), F4)}),
+    ("ctx", "x was overwritten by out=x", ValueError, overwritten),
+]
+
+
+def only(*names):
+    """Return what makes good arguments of some of the names."""
+    return lambda: {name: value for name, value in (good() | good_backward()).items() if name in names}
+
+
+# Function, what makes good arguments of it, the call, the cases.
+TABLE = [
+    ("batch_norm", good, fastbn.batch_norm, FORWARD),
+    ("batch_norm_inference", good, fastbn.batch_norm_inference, INFERENCE),
+    ("batch_norm_backward", good_backward, fastbn.batch_norm_backward, BACKWARD),
+    ("batch_moments", only("x"), fastbn.batch_moments, MOMENTS),
+    ("backward_sums", only("dy", "ctx"), fastbn.backward_sums, SUMS),
+]

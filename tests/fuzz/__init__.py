@@ -1,0 +1,1 @@
+"""What hypothesis draws for fastbn, what is legal of it, and what must hold afterwards."""

@@ -1,0 +1,159 @@
+"""What the docstrings allow, written down a second time, from nothing that fastbn checks with.
+
+A predicate answers True (must not raise), False (must raise) or None (either will do).
+"""
+
+import math
+import numbers
+import operator
+import os
+
+import numpy as np
+
+import fastbn
+from fuzz.arrays import BFLOAT16, addresses
+
+F2, F4, F8 = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)
+
+
+def every(*answers):
+    """Return False if one is, else None if one is, else True."""
+    return False if False in answers else None if None in answers else True
+
+
+def plain(value, dtypes):
+    return (
+        isinstance(value, np.ndarray)
+        and not isinstance(value, np.ma.MaskedArray | np.matrix)
+        and any(value.dtype == dtype for dtype in dtypes)
+    )
+
+
+def data(x):
+    return plain(x, (F2, F4, F8, BFLOAT16)) and x.ndim >= 2
+
+
+def index(value):
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def axis(value, x):
+    found = index(value)
+    return found is not None and -x.ndim <= found < x.ndim
+
+
+def number(value, low, high=math.inf, above=False):
+    if isinstance(value, bool | np.bool_ | np.timedelta64) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        value = float(value)
+    except OverflowError:
+        return False
+    return math.isfinite(value) and (low < value if above else low <= value) and value <= high
+
+
+def flag(value):
+    return isinstance(value, bool | np.bool_)
+
+
+def parameter(value, channels):
+    return value is None or (plain(value, (F4, F8)) and value.shape == (channels,))
+
+
+def apart(a, b):
+    """Two arrays share no byte; with b None they do not either."""
+    return b is None or not addresses(a)[0] & addresses(b)[0]
+
+
+def same(a, b):
+    """Two arrays are the same elements at the same places."""
+    steps = [[s for s, n in zip(v.strides, v.shape, strict=True) if n > 1] for v in (a, b)]
+    return a.shape == b.shape and steps[0] == steps[1] and start(a) == start(b) and a.dtype == b.dtype
+
+
+def start(a):
+    return a.__array_interface__["data"][0]
+
+
+def writable(a):
+    return a.flags.writeable and not addresses(a)[1]
+
+
+def output(out, like, aliases, others):
+    if out is None:
+        return True
+    if not plain(out, (like.dtype,)) or out.shape != like.shape or not writable(out):
+        return False
+    return all(apart(out, a) or same(out, a) for a in aliases) and all(apart(out, other) for other in others)
+
+
+def device(value):
+    """None and "cpu"; "cuda" needs a GPU, and no other name is one."""
+    return value is None or (isinstance(value, str) and value == "cpu")
+
+
+def gpu():
+    return bool(os.environ.get("NUMBA_ENABLE_CUDASIM"))
+
+
+def batch_norm(a):
+    """A call of batch_norm with all its arguments."""
+    x, training, moments = a["x"], a["training"], a["moments"]
+    if not data(x) or not axis(a["axis"], x) or not flag(training) or not device(a["device"]):
+        return False
+    training = bool(training)
+    channels = x.shape[operator.index(a["axis"])]
+    count = x.size // channels if channels else math.prod(np.delete(x.shape, operator.index(a["axis"])).tolist())
+    parameters = [a[name] for name in ("weight", "bias", "running_mean", "running_var")]
+    mean, var = parameters[2:]
+    if not all(parameter(value, channels) for value in parameters) or (mean is None) is not (var is None):
+        return False
+    if not number(a["eps"], 0, above=True) or not number(a["correction"], 0):
+        return False
+    if moments is not None:
+        if not isinstance(moments, fastbn.Moments) or not training or moments.mean.shape != (channels,):
+            return False
+        if moments.count == 0:
+            return False
+        count = moments.count
+    if training and count == 0:
+        return False
+    if not training and mean is None:
+        return False
+    if training and mean is not None:
+        if not number(a["momentum"], 0, 1) or not count > float(a["correction"]):
+            return False
+        if not writable(mean) or not writable(var) or not apart(mean, var):
+            return False
+        if not all(apart(own, other) for own in (mean, var) for other in (x, *parameters[:2])):
+            return False
+    return output(a["out"], x, [x], parameters)
+
+
+def sums(value, ctx):
+    if value is None:
+        return ctx.own_statistics
+    return (
+        isinstance(value, fastbn.BackwardSums)
+        and value.sum_dy.shape == (ctx.channels,)
+        and (ctx.frozen or value.count == ctx.statistics_count)
+    )
+
+
+def gradient(dy, x):
+    return plain(dy, (x.dtype,)) and dy.shape == x.shape
+
+
+def backward(a):
+    ctx = a["ctx"]
+    if not isinstance(ctx, fastbn.Context) or ctx.x is None:
+        return False
+    if not gradient(a["dy"], ctx.x) or not sums(a["sums"], ctx):
+        return False
+    given = [] if a["sums"] is None else [a["sums"].sum_dy, a["sums"].sum_dy_xhat]
+    return output(a["out"], ctx.x, [a["dy"], ctx.x], given)
