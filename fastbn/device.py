@@ -66,8 +66,12 @@ def checked(device: object) -> str | None:
     """Return the name of a processor that a caller gave."""
     if device is None or (isinstance(device, str) and device in NAMES):
         return device
+    try:
+        shown = repr(device)
+    except Exception:  # an integer of 5000 digits, say
+        shown = f"an object of type {type(device).__name__}"
     kind = ValueError if isinstance(device, str) else TypeError
-    raise kind(f"device: expected None, 'cpu' or 'cuda', got {device!r}")
+    raise kind(f"device: expected None, 'cpu' or 'cuda', got {shown}")
 
 
 def from_environment() -> str | None:

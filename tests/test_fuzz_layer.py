@@ -39,7 +39,9 @@ def constructible(a):
         legal.number(a["correction"], 0),
         legal.flag(a["affine"]),
         legal.flag(a["track_running_stats"]),
-        any(a["dtype"] is dtype for dtype in (np.float32, np.float64, "float32", "d", float))
+        None
+        if isinstance(a["dtype"], np.generic)
+        else any(a["dtype"] is dtype for dtype in (np.float32, np.float64, "float32", "d", float))
         or (isinstance(a["dtype"], np.dtype) and a["dtype"] in PARAMETERS),
         None if isinstance(a["device"], str) and a["device"] == "cuda" else legal.device(a["device"]),
     )
@@ -93,7 +95,7 @@ def layers(draw):
     out = calls.output(draw, memory, x, *own)
     if draw(st.integers(0, 5)) == 0:
         x = draw(st.one_of(JUNK, st.builds(lambda: any_array(draw, memory)), st.sampled_from([*own, None])))
-        if isinstance(x, np.ndarray) and x.ndim == 1 and x.size:
+        if isinstance(x, np.ndarray) and x.ndim == 1 and x.size and x.dtype in PARAMETERS:
             x = np.lib.stride_tricks.as_strided(x, (2, x.size, 1), (0, x.itemsize, x.itemsize))
     if draw(st.integers(0, 9)) == 0:
         out = draw(JUNK)
