@@ -1,0 +1,141 @@
+"""The exact results, by the oracle of the tests, and how far others are from them.
+
+The oracle works in 80-bit floats. Values are given to it less their channel's first value, which changes neither y nor
+a gradient and is exact where the mean is far: its own mean would otherwise be off by 2^-64 of |mean|, which at 1e6
+standard deviations is more than the last place of a float64 y. Large tensors go through it in pieces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from problem import parameter_dtype
+
+import reference  # the oracle of the tests
+
+from .data import Problem, pieces
+
+WIDE = np.longdouble
+# Above so many values, y and dx are kept as float64, which loses 2^-29 of a float32's last place, and terms as float32.
+KEPT = 1 << 23
+
+
+@dataclass
+class Expected:
+    """Exact results; y, dx and the sizes of their terms (C, n), all else (C,)."""
+
+    mean: np.ndarray
+    var: np.ndarray
+    y: np.ndarray
+    dx: np.ndarray
+    dweight: np.ndarray
+    dbias: np.ndarray
+    y_terms: np.ndarray  # |weight| max(|xhat|, 1) + |bias|; the 1 is the mean, which has a standard deviation's digits
+    dx_terms: np.ndarray  # the sizes of the three terms of dx added up
+    dweight_terms: np.ndarray  # sum |dy * xhat|
+    dbias_terms: np.ndarray  # sum |dy|
+
+
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean less the first value, and the variance."""
+    count = x.shape[1]
+    first = x[:, :1].astype(WIDE)
+    offset, var = np.zeros(x.shape[0], WIDE), np.zeros(x.shape[0], WIDE)
+    for at in pieces(*x.shape):
+        offset += (x[:, at] - first).sum(1) / count
+    for at in pieces(*x.shape):
+        var += ((x[:, at] - first - offset[:, None]) ** 2).sum(1) / count
+    return offset, var
+
+
+def expected(problem: Problem, statistics: tuple[np.ndarray, np.ndarray] | None = None) -> Expected:
+    """Return the exact results; with `statistics` given, the y that is normalised with these."""
+    case, x, dy, weight, bias = problem
+    first = x[:, :1].astype(WIDE)
+    offset, var = _moments(x)
+    if statistics is not None:
+        offset, var = statistics[0] - first[:, 0], statistics[1].astype(WIDE)
+    small = x.size <= KEPT
+    y, dx = (np.empty(x.shape, WIDE if small else np.float64) for _ in range(2))
+    y_terms, dx_terms = (np.empty(x.shape, WIDE if small else np.float32) for _ in range(2))
+    given: dict[str, Any] = {"mean": offset, "var": var, "eps": case.eps, "axis": 0}
+    dweight, dbias, dweight_terms, dbias_terms = np.zeros((4, case.channels), WIDE)
+    w = WIDE(1) if weight is None else np.abs(reference.column(weight, x, 0))
+    b = WIDE(0) if bias is None else np.abs(reference.column(bias, x, 0))
+    for at in pieces(*x.shape):
+        found = reference.forward(x[:, at] - first, weight, bias, **given)
+        y[:, at] = found.y
+        y_terms[:, at] = w * np.maximum(np.abs(found.xhat), 1) + b
+        _, more_weight, more_bias = reference.backward(dy[:, at], x[:, at] - first, weight, **given)
+        dweight += more_weight
+        dbias += more_bias
+        size = np.abs(dy[:, at]).astype(WIDE)
+        dweight_terms += (size * np.abs(found.xhat)).sum(1)
+        dbias_terms += size.sum(1)
+    for at in pieces(*x.shape):
+        found = reference.forward(x[:, at] - first, **given)
+        scale = found.invstd if weight is None else found.invstd * np.asarray(weight, WIDE)
+        own = dy[:, at].astype(WIDE) * scale[:, None]
+        middle = reference.column(scale * dbias / case.count, x, 0)
+        along = found.xhat * reference.column(scale * dweight / case.count, x, 0)
+        dx[:, at] = own - middle - along
+        dx_terms[:, at] = np.abs(own) + np.abs(middle) + np.abs(along)
+    sums = dweight, dbias, y_terms, dx_terms, dweight_terms, dbias_terms
+    return Expected(first[:, 0] + offset, var, y, dx, *sums)
+
+
+def _relative(actual: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.nan_to_num(np.abs(actual.astype(WIDE) / exact - 1), nan=np.inf).max())
+
+
+def _absolute(actual: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.nan_to_num(np.abs(actual.astype(WIDE) - exact), nan=np.inf).max())
+
+
+def _of_terms(actual: np.ndarray, exact: np.ndarray, terms: np.ndarray) -> float:
+    """Return the largest error in units in the last place of the terms that were added."""
+    unit = np.spacing(terms.astype(actual.dtype)).astype(WIDE)
+    return float(np.nan_to_num(np.abs(actual.astype(WIDE) - exact) / unit, nan=np.inf).max())
+
+
+def _beyond(actual: np.ndarray, exact: np.ndarray, terms: np.ndarray) -> float:
+    """Return the largest error beyond half a unit in the last place, relative to the terms that were added."""
+    rounding = np.spacing(np.abs(exact).astype(actual.dtype)).astype(WIDE) / 2
+    excess = (np.abs(actual.astype(WIDE) - exact) - rounding) / terms
+    return float(np.nan_to_num(excess, nan=np.inf).max(initial=0))
+
+
+def errors(found: dict[str, np.ndarray], exact: Expected, problem: Problem) -> dict[str, float]:
+    """Return the largest error of each result that was found, in ulp of its dtype; NaN counts as infinite.
+
+    Statistics are rounded to the dtype of parameters first; "mean_relative" and "var_relative" are theirs before that.
+    A variance named "unbiased_var" is compared with the unbiased one. Names that end in "_terms" are errors in ulp of
+    the terms that were added instead of their sum, in "_absolute" errors in no unit, in "_beyond" what comes on top of
+    half an ulp, relative to the terms.
+    """
+    result = {}
+    own = parameter_dtype(problem.x.dtype)
+    with np.errstate(all="ignore"):
+        for name in ("mean", "var", "unbiased_var", "dweight", "dbias"):
+            if name not in found:
+                continue
+            right = exact.var * problem.case.count / (problem.case.count - 1) if name == "unbiased_var" else None
+            right = getattr(exact, name) if right is None else right
+            name_of = name.removeprefix("unbiased_")
+            result[name_of] = reference.ulps(found[name].astype(own), right)
+            if name + "_terms" in vars(exact):
+                result[name + "_terms"] = _of_terms(found[name].astype(own), right, vars(exact)[name + "_terms"])
+            if name_of in ("mean", "var"):
+                result[name_of + "_relative"] = _relative(found[name], right)
+        for name in ("y", "dx"):
+            if name not in found:
+                continue
+            right, terms, got = getattr(exact, name), getattr(exact, name + "_terms"), found[name]
+            columns = list(pieces(*problem.x.shape))
+            result[name] = max(reference.ulps(got[:, at], right[:, at]) for at in columns)
+            result[name + "_beyond"] = max(_beyond(got[:, at], right[:, at], terms[:, at]) for at in columns)
+            result[name + "_absolute"] = max(_absolute(got[:, at], right[:, at]) for at in columns)
+            result[name + "_terms"] = max(_of_terms(got[:, at], right[:, at], terms[:, at]) for at in columns)
+    return result

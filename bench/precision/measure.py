@@ -1,0 +1,140 @@
+"""Run over the cases: fastbn beside the frameworks, and fastbn by every plan in every layout."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import importlib.util
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from problem import Unavailable
+
+import fastbn
+
+from . import ours, peers
+from .data import AFFINE, Case, Problem, draw
+from .exact import errors, expected
+
+# Values a channel, and channels: enough values that the worst of them means something.
+SHAPES = {
+    2: (64, (2, 1, 1)), 3: (64, (3, 1, 1)), 10: (64, (2, 1, 5)), 1000: (64, (10, 10, 10)), 10**5: (8, (10, 100, 100)),
+    10**6: (2, (16, 250, 250)), 10**7: (1, (10, 1000, 1000)), 10**8: (1, (100, 1000, 1000)),
+}  # fmt: skip
+OFFSETS = (0.0, 1.0, 100.0, 1e4, 1e6)
+SCALES = (1e-20, 1e18)
+# As far as the format holds the data: 100 standard deviations from zero, bfloat16 has half a one between two numbers.
+HALF_OFFSETS = (0.0, 1.0, 100.0)
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+LARGE = 10**7
+
+TRAINING: dict[str, Callable[[Problem], peers.Found]] = {
+    "fastbn NCHW": lambda problem: ours.run(problem, "NCHW"),
+    "fastbn NHWC": lambda problem: ours.run(problem, "NHWC"),
+    **peers.TRAINING,
+    "ONNX Runtime": peers.onnx_training,
+}
+INFERENCE = {"fastbn inference": ours.inference, "ONNX Runtime inference": peers.onnx_runtime}
+
+
+def compared(size: str) -> Iterator[Case]:
+    """Yield the cases that the frameworks take part in; of one shape in a row, which JAX compiles once."""
+    counts = {"quick": (2, 1000), "default": (2, 3, 10, 1000, 10**5, 10**6), "full": tuple(SHAPES)}[size]
+    for count in counts:
+        offsets = (0.0, 1e4) if count > 10**6 else (0.0, 1e6) if size == "quick" else OFFSETS
+        for offset in offsets:
+            yield Case("float32", *SHAPES[count], offset)
+    for std in SCALES:
+        yield Case("float32", *SHAPES[1000 if size == "quick" else 10**5], std=std)
+    for count in (1000,) if size == "quick" else (1000, 10**5):
+        for dtype in DTYPES[1:]:
+            for offset in OFFSETS if dtype == "float64" else (0.0, 100.0):
+                yield Case(dtype, *SHAPES[count], offset)
+
+
+def own(dtype: str, size: str) -> Iterator[tuple[float, float]]:
+    """Yield the (offset, std) that fastbn is measured at by every plan."""
+    offsets = HALF_OFFSETS if dtype in ("float16", "bfloat16") else OFFSETS
+    yield from ((offset, 1.0) for offset in ((0.0, offsets[-1]) if size == "quick" else offsets))
+    if size != "quick" and dtype != "float16":
+        yield from ((0.0, std) for std in SCALES)
+
+
+def compare(case: Case, rng: np.random.Generator, missing: dict[str, str]) -> dict[str, dict[str, float]]:
+    """Return the errors of everyone who can take part in a case; note why others cannot."""
+    problem = draw(case, rng)
+    exact = expected(problem)
+    found = {}
+    for name, run in TRAINING.items():
+        try:
+            found[name] = errors(run(problem), exact, problem)
+        except Unavailable as reason:
+            missing[f"{name}, {case.dtype}"] = str(reason)
+        if problem.x.size > LARGE:
+            gc.collect()  # of gigabytes; it takes half a second with the frameworks loaded
+    given = exact.mean.astype(np.float32), exact.var.astype(np.float32)
+    del exact
+    exact = expected(problem, given)
+    for name, infer in INFERENCE.items():
+        try:
+            found[name] = errors(infer(problem, *given), exact, problem)
+        except Unavailable as reason:
+            missing[f"{name}, {case.dtype}"] = str(reason)
+    return found
+
+
+def every_plan(dtype: str, size: str, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Return fastbn's largest errors over the offsets and scales, for every layout, plan and choice of parameters."""
+    rows = []
+    for family, (channels, split) in ours.SHAPES.items():
+        for affine in AFFINE:
+            worst: dict[tuple[str, str], dict[str, Any]] = {}
+            for offset, std in own(dtype, size):
+                problem = draw(Case(dtype, channels, split, offset, std, affine), rng)
+                exact = expected(problem)
+                told: dict[bytes, dict[str, float]] = {}  # most plans give the same bits
+                for layout in ours.FAMILY_LAYOUTS[family]:
+                    for plan, changes in ours.plans(family):
+                        results = ours.run(problem, layout, changes)
+                        bits = b"".join(array.tobytes() for array in results.values())
+                        if bits not in told:
+                            told[bits] = errors(results, exact, problem)
+                        found = told[bits]
+                        row = worst.setdefault((layout, plan), {"errors": {}, "at": {}})
+                        for name, value in found.items():
+                            if value > row["errors"].get(name, -1.0):
+                                row["errors"][name], row["at"][name] = value, problem.case.label
+            rows += [
+                {"dtype": dtype, "layout": layout, "plan": plan, "affine": affine} | row
+                for (layout, plan), row in worst.items()
+            ]
+    return rows
+
+
+def versions() -> dict[str, str]:
+    names = {"numpy", "numba", "torch", "jax", "flax", "keras", "onnx", "onnxruntime", "ml_dtypes"}
+    found = {name: importlib.metadata.version(name) for name in sorted(names) if importlib.util.find_spec(name)}
+    return found | {"fastbn": fastbn.__version__}
+
+
+def record(size: str, seed: int, dtypes: Iterable[str] = DTYPES, say: Callable[[str], Any] = print) -> dict[str, Any]:
+    """Measure everything; every case and dtype draws from a generator of its own, so that one can be repeated alone."""
+    cases, rows, missing = [], [], {}
+    began = time.monotonic()
+    for i, case in enumerate(compared(size)):
+        if case.dtype not in dtypes:
+            continue
+        say(f"{time.monotonic() - began:6.0f} s  {case.dtype}, {case.count} values a channel, {case.label}")
+        found = compare(case, np.random.default_rng([seed, i]), missing)
+        about = {"dtype": case.dtype, "count": case.count, "channels": case.channels, "eps": case.eps}
+        cases.append(about | {"offset": case.offset, "std": case.std, "label": case.label, "errors": found})
+    for i, dtype in enumerate(dtypes):
+        say(f"{time.monotonic() - began:6.0f} s  fastbn by every plan, {dtype}")
+        rows += every_plan(dtype, size, np.random.default_rng([seed, 1000 + i]))
+    about = {"size": size, "seed": seed, "date": time.strftime("%Y-%m-%d"), "machine": platform.machine()}
+    digits = np.finfo(np.longdouble).nmant + 1
+    about |= {"oracle_digits": digits, "versions": versions()}
+    return about | {"unavailable": missing, "cases": cases, "plans": rows}

@@ -1,0 +1,73 @@
+"""fastbn in every layout and by every plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastbn
+from plans import force  # of the tests
+
+from .data import LAYOUTS, Problem, axis, restore
+
+BOTH = (False, True)
+
+# Channels and split (N, H, W) of the shapes that reach every family of kernels; see fastbn/backends/plan.py.
+SHAPES = {
+    "call": (8, (10, 10, 10)),  # below PARALLEL_FROM: one kernel does the whole call
+    "rows": (24, (16, 10, 10)),
+    "short": (24, (16, 10, 10)),  # groups of channels with short runs
+    "runs": (3, (2, 95, 95)),  # two tiles a run
+}
+FAMILY_LAYOUTS = {
+    "call": LAYOUTS,
+    "rows": ("NC", "NHWC", "channels_last"),
+    "short": ("NCL", "NCHW"),
+    "runs": ("NCL", "NCHW"),
+}
+
+
+def plans(family: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name of every plan of a family, and what makes a call take it."""
+    if family == "call":
+        yield "call", {}
+        return
+    for parallel in BOTH:
+        for past in BOTH:
+            name = f"{family}, {'parallel' if parallel else 'serial'}, {'past' if past else 'through'} the cache"
+            ways = {"parallel": parallel, "past_cache": (past, past)}
+            if family != "runs":
+                yield name, ways
+                continue
+            yield f"{name}, whole", ways | {"whole": True, "stretches": 0}
+            yield f"{name}, tiles", ways | {"whole": False, "stretches": 0}
+            if parallel and past:
+                yield f"{name}, overlapped", ways | {"whole": True, "stretches": 2}
+
+
+def run(problem: Problem, layout: str, changes: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
+    """Return what a forward and a backward pass give, by the plan of fastbn's own choice or by another."""
+    case, channel_axis = problem.case, axis(layout)
+    x, dy = problem.arrange(problem.x, layout), problem.arrange(problem.dy, layout)
+    with pytest.MonkeyPatch.context() as patch:
+        if changes:
+            force(patch, **changes)
+        y, ctx = fastbn.batch_norm(
+            x, problem.weight, problem.bias, eps=case.eps, axis=channel_axis, out=np.full_like(x, np.nan)
+        )
+        grads = fastbn.batch_norm_backward(dy, ctx, out=np.full_like(x, np.nan))
+    found = {"mean": ctx.moments.mean, "var": ctx.moments.var()}
+    found |= {"y": restore(y, channel_axis), "dx": restore(grads.dx, channel_axis)}
+    if problem.weight is not None:
+        found |= {"dweight": grads.dweight, "dbias": grads.dbias}
+    return found
+
+
+def inference(problem: Problem, mean: np.ndarray, var: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the y of given statistics."""
+    x = problem.arrange(problem.x, "NCHW")
+    y = fastbn.batch_norm_inference(x, mean, var, problem.weight, problem.bias, eps=problem.case.eps)
+    return {"y": restore(y, 1)}

@@ -1,0 +1,129 @@
+"""fastbn is as accurate as the table says, in every layout and by every plan; and the table can be made."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+
+import numpy as np
+import pytest
+from precision import exact, measure, ours, peers, table
+from precision.data import LAYOUTS, Case, axis, draw
+
+import reference
+
+SEED = secrets.randbits(32)
+HALF = 0.5 + 1e-3  # as in tests/tolerance.py
+
+
+@pytest.fixture
+def rng():
+    print(f"seed {SEED}")  # pytest shows it with a failure
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Return a quick run with fastbn and NumPy alone, in float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        chosen = {name: measure.TRAINING[name] for name in ("fastbn NCHW", "fastbn NHWC", "NumPy")}
+        patch.setattr(measure, "TRAINING", chosen)
+        patch.setattr(measure, "INFERENCE", {"fastbn inference": ours.inference})
+        return measure.record("quick", SEED, ["float32"], say=lambda line: None)
+
+
+def test_y_is_within_4_ulp_in_every_layout_by_every_plan(quick):
+    """And within half an ulp of its terms even where they cancel to float32's last place; so are gradients."""
+    assert {row["layout"] for row in quick["plans"]} == set(LAYOUTS)
+    assert {row["plan"] for row in quick["plans"]} == {plan for f in ours.SHAPES for plan, _ in ours.plans(f)}
+    for row in quick["plans"]:
+        found = row["errors"]
+        if row["affine"] != "cancelling":
+            assert found["y"] <= 4, row
+        assert max(found["y_terms"], found["dx_terms"]) <= HALF, row
+        assert max(found["mean"], found["var"]) <= 1, row
+        assert found["y_beyond"] <= 1e-12, row
+        assert found["var_relative"] <= 1e-12, row
+
+
+def test_y_is_within_4_ulp_for_any_count(quick):
+    for case in quick["cases"]:
+        for name in ("fastbn NCHW", "fastbn NHWC", "fastbn inference"):
+            assert case["errors"][name]["y"] <= 4, case
+
+
+def test_the_table_is_made(quick, tmp_path):
+    """Every quantity of every case, in the record, in the file and on the page."""
+    assert not quick["unavailable"]
+    for case in quick["cases"]:
+        assert set(case["errors"]) == {"fastbn NCHW", "fastbn NHWC", "NumPy", "fastbn inference"}
+        for name in ("fastbn NCHW", "fastbn NHWC", "NumPy"):
+            assert set(table.TITLES) <= set(case["errors"][name])
+    table.write(quick, tmp_path / "accuracy.json")
+    kept = json.loads((tmp_path / "accuracy.json").read_text())
+    assert [case["label"] for case in kept["cases"]] == [case["label"] for case in quick["cases"]]
+    assert len(kept["plans"]) == len(quick["plans"])
+    page = (tmp_path / "accuracy.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert not any("nan" in line for line in rows)
+    assert "- float32: **0.50 ulp** with no parameters or random ones" in page
+    for title in table.TITLES.values():
+        assert f"### {title}" in page
+    assert sum(line.startswith("| float32, std 1e+18 |") for line in rows) == len(table.TITLES)
+    for plan in {row["plan"] for row in quick["plans"]}:
+        assert sum(line.startswith(f"| {plan} |") for line in rows) == 1
+
+
+def test_layouts_hold_the_same_values(rng):
+    problem = draw(Case("float32", 3, (2, 4, 5)), rng)
+    for layout in LAYOUTS:
+        array = problem.arrange(problem.x, layout)
+        channel_axis = axis(layout)
+        np.testing.assert_array_equal(ours.restore(array, channel_axis), problem.x)
+    assert problem.arrange(problem.x, "channels_last").shape == problem.arrange(problem.x, "NCHW").shape
+    assert problem.arrange(problem.x, "channels_last").strides[1] == problem.x.itemsize
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_the_pieces_of_the_oracle_are_the_oracle(rng, dtype, monkeypatch):
+    """In pieces and around the first value, against the tests' oracle on the whole tensor as it is."""
+    monkeypatch.setattr("precision.data.PIECE", 64)
+    problem = draw(Case(dtype, 3, (2, 7, 9), 3.0), rng)
+    found = exact.expected(problem)
+    y = reference.forward(problem.x, problem.weight, problem.bias, axis=0, eps=problem.case.eps)
+    dx, dweight, dbias = reference.backward(problem.dy, problem.x, problem.weight, axis=0, eps=problem.case.eps)
+    pairs = [(found.mean, y.mean), (found.var, y.var), (found.y, y.y), (found.dx, dx)]
+    for ours_, theirs in [*pairs, (found.dweight, dweight), (found.dbias, dbias)]:
+        assert ours_.dtype == np.longdouble
+        np.testing.assert_allclose(ours_, theirs, rtol=0, atol=1e4 * np.finfo(np.longdouble).eps)
+
+
+def test_errors_are_told(rng):
+    """One y an ulp off, one NaN; a variance that is off by a thousandth."""
+    problem = draw(Case("float32", 2, (2, 5, 5)), rng)
+    expected = exact.expected(problem)
+    y = expected.y.astype(np.float32)
+    assert exact.errors({"y": y}, expected, problem)["y"] <= 0.5
+    y[1, 3] = np.nextafter(np.nextafter(y[1, 3], np.float32(np.inf)), np.float32(np.inf))
+    assert 1 < exact.errors({"y": y}, expected, problem)["y"] < 3
+    y[0, 0] = np.nan
+    assert math.isinf(exact.errors({"y": y}, expected, problem)["y"])
+    found = exact.errors({"unbiased_var": (expected.var * 50 / 49 * 1.001).astype(np.float32)}, expected, problem)
+    assert found["var_relative"] == pytest.approx(1e-3, rel=1e-3)
+    assert found["var"] > 1e3
+
+
+@pytest.mark.frameworks
+def test_the_frameworks_take_part(tmp_path):
+    """Every peer gives every quantity that it has."""
+    pytest.importorskip("torch")
+    pytest.importorskip("keras")
+    pytest.importorskip("flax")
+    found = measure.record("quick", SEED, ["float32"], say=lambda line: None)
+    table.write(found, tmp_path / "accuracy.json")
+    for case in found["cases"]:
+        for name in peers.TRAINING:
+            assert {"y", "dx", "mean", "var", "dweight", "dbias"} <= set(case["errors"][name]), name
+    pytest.importorskip("onnxruntime")
+    assert all("y" in case["errors"]["ONNX Runtime inference"] for case in found["cases"])
