@@ -90,21 +90,23 @@ def _relative(actual: np.ndarray, exact: np.ndarray) -> float:
     return float(np.nan_to_num(np.abs(actual.astype(WIDE) / exact - 1), nan=np.inf).max())
 
 
-def _absolute(actual: np.ndarray, exact: np.ndarray) -> float:
-    return float(np.nan_to_num(np.abs(actual.astype(WIDE) - exact), nan=np.inf).max())
-
-
 def _of_terms(actual: np.ndarray, exact: np.ndarray, terms: np.ndarray) -> float:
     """Return the largest error in units in the last place of the terms that were added."""
     unit = np.spacing(terms.astype(actual.dtype)).astype(WIDE)
     return float(np.nan_to_num(np.abs(actual.astype(WIDE) - exact) / unit, nan=np.inf).max())
 
 
-def _beyond(actual: np.ndarray, exact: np.ndarray, terms: np.ndarray) -> float:
-    """Return the largest error beyond half a unit in the last place, relative to the terms that were added."""
-    rounding = np.spacing(np.abs(exact).astype(actual.dtype)).astype(WIDE) / 2
-    excess = (np.abs(actual.astype(WIDE) - exact) - rounding) / terms
-    return float(np.nan_to_num(excess, nan=np.inf).max(initial=0))
+def _of_values(actual: np.ndarray, exact: np.ndarray, terms: np.ndarray) -> tuple[float, ...]:
+    """Return the largest error as `reference.ulps` has it, in ulp of the terms, absolute, and beyond half an ulp.
+
+    The last is relative to the terms. This is in the dtype of `exact`, which of a large tensor is float64.
+    """
+    error = np.abs(actual.astype(exact.dtype) - exact)
+    error[np.isnan(error)] = np.inf
+    unit = np.spacing(np.abs(exact).astype(actual.dtype)).astype(exact.dtype)
+    unit_of_terms = np.spacing(terms.astype(actual.dtype)).astype(exact.dtype)
+    found = error / unit, error / unit_of_terms, error, (error - unit / 2) / terms
+    return tuple(float(np.nan_to_num(values, nan=np.inf).max(initial=0)) for values in found)
 
 
 def errors(found: dict[str, np.ndarray], exact: Expected, problem: Problem) -> dict[str, float]:
@@ -133,9 +135,7 @@ def errors(found: dict[str, np.ndarray], exact: Expected, problem: Problem) -> d
             if name not in found:
                 continue
             right, terms, got = getattr(exact, name), getattr(exact, name + "_terms"), found[name]
-            columns = list(pieces(*problem.x.shape))
-            result[name] = max(reference.ulps(got[:, at], right[:, at]) for at in columns)
-            result[name + "_beyond"] = max(_beyond(got[:, at], right[:, at], terms[:, at]) for at in columns)
-            result[name + "_absolute"] = max(_absolute(got[:, at], right[:, at]) for at in columns)
-            result[name + "_terms"] = max(_of_terms(got[:, at], right[:, at], terms[:, at]) for at in columns)
+            largest = [_of_values(got[:, at], right[:, at], terms[:, at]) for at in pieces(*got.shape)]
+            for suffix, values in zip(("", "_terms", "_absolute", "_beyond"), zip(*largest, strict=True), strict=True):
+                result[name + suffix] = max(values)
     return result

@@ -44,7 +44,9 @@ def compared(size: str) -> Iterator[Case]:
     """Yield the cases that the frameworks take part in; of one shape in a row, which JAX compiles once."""
     counts = {"quick": (2, 1000), "default": (2, 3, 10, 1000, 10**5, 10**6), "full": tuple(SHAPES)}[size]
     for count in counts:
-        offsets = (0.0, 1e4) if count > 10**6 else (0.0, 1e6) if size == "quick" else OFFSETS
+        offsets = (
+            (0.0, 1e4)[: 2 if count < 10**8 else 1] if count > 10**6 else (0.0, 1e6) if size == "quick" else OFFSETS
+        )
         for offset in offsets:
             yield Case("float32", *SHAPES[count], offset)
     for std in SCALES:
@@ -75,6 +77,8 @@ def compare(case: Case, rng: np.random.Generator, missing: dict[str, str]) -> di
             missing[f"{name}, {case.dtype}"] = str(reason)
         if problem.x.size > LARGE:
             gc.collect()  # of gigabytes; it takes half a second with the frameworks loaded
+    if problem.x.size > LARGE:
+        return found  # more values of a channel are nothing new to inference
     given = exact.mean.astype(np.float32), exact.var.astype(np.float32)
     del exact
     exact = expected(problem, given)
@@ -87,11 +91,11 @@ def compare(case: Case, rng: np.random.Generator, missing: dict[str, str]) -> di
 
 
 def every_plan(dtype: str, size: str, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Return fastbn's largest errors over the offsets and scales, for every layout, plan and choice of parameters."""
+    """Return fastbn's largest errors over the offsets, for every layout, plan, choice of parameters and scale."""
     rows = []
     for family, (channels, split) in ours.SHAPES.items():
         for affine in AFFINE:
-            worst: dict[tuple[str, str], dict[str, Any]] = {}
+            worst: dict[tuple[str, str, float], dict[str, Any]] = {}
             for offset, std in own(dtype, size):
                 problem = draw(Case(dtype, channels, split, offset, std, affine), rng)
                 exact = expected(problem)
@@ -103,13 +107,13 @@ def every_plan(dtype: str, size: str, rng: np.random.Generator) -> list[dict[str
                         if bits not in told:
                             told[bits] = errors(results, exact, problem)
                         found = told[bits]
-                        row = worst.setdefault((layout, plan), {"errors": {}, "at": {}})
+                        row = worst.setdefault((layout, plan, std), {"errors": {}, "at": {}})
                         for name, value in found.items():
                             if value > row["errors"].get(name, -1.0):
-                                row["errors"][name], row["at"][name] = value, problem.case.label
+                                row["errors"][name], row["at"][name] = value, offset
             rows += [
-                {"dtype": dtype, "layout": layout, "plan": plan, "affine": affine} | row
-                for (layout, plan), row in worst.items()
+                {"dtype": dtype, "layout": layout, "plan": plan, "affine": affine, "std": std} | row
+                for (layout, plan, std), row in worst.items()
             ]
     return rows
 

@@ -43,12 +43,12 @@ All figures are in the JSON file beside this one; `python bench/accuracy.py --fu
 OWN = """\
 ## fastbn in every layout, by every plan
 
-Largest error in ulp over the means 0, 1, 100, 1e4, 1e6 standard deviations from zero (16 bits: to 100) and the scales
-1e-20 and 1e18 (not float16), over tensors of 8000 to 54150 values. Parameters: none; random; *near*, where in every
-channel one weight * xhat and bias cancel to a millionth; *cancelling*, where they cancel to the last place of bias, so
-that y is what rounding the bias left. The other columns are the worst over all four: *of terms* is in ulp of the terms
-that are added instead of their sum, and *beyond* is the error of y on top of half its ulp, relative to its terms: the
-error of the arithmetic.
+Largest error in ulp over the means 0, 1, 100, 1e4, 1e6 standard deviations from zero (16 bits: to 100), and of all
+layouts and plans at the scales 1e-20 and 1e18, over tensors of 8000 to 54150 values. Parameters: none; random; *near*,
+where in every channel one weight * xhat and bias cancel to a millionth; *cancelling*, where they cancel to the last
+place of bias, so that y is what rounding the bias left. The other columns are the worst over all four: *of terms* is in
+ulp of the terms that are added instead of their sum, and *beyond* is the error of y on top of half its ulp, relative to
+its terms: the error of the arithmetic. The table of plans is of the scale 1.
 """
 
 
@@ -108,11 +108,15 @@ def own(found: Row) -> list[str]:
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     by_layout, by_plan = [], []
     for dtype in dtypes:
-        for layout in LAYOUTS:
-            some = [row for row in rows if (row["dtype"], row["layout"]) == (dtype, layout)]
+        own_rows = [row for row in rows if row["dtype"] == dtype]
+        groups = [(layout, [r for r in own_rows if r["std"] == 1 and r["layout"] == layout]) for layout in LAYOUTS]
+        scales = dict.fromkeys(row["std"] for row in own_rows if row["std"] != 1)
+        groups += [(f"all, std {std:g}", [row for row in own_rows if row["std"] == std]) for std in scales]
+        for name, some in groups:
             y = [worst(row["errors"]["y"] for row in some if row["affine"] == kind) for kind in AFFINE]
             others = [worst(row["errors"].get(quantity) for row in some) for quantity in rest.values()]
-            by_layout.append([dtype, layout, *map(cell, (*y, *others))])
+            by_layout.append([dtype, name, *map(cell, (*y, *others))])
+    rows = [row for row in rows if row["std"] == 1]
     for plan in dict.fromkeys(row["plan"] for row in rows):
         cells = [plan]
         for dtype in dtypes:
@@ -124,27 +128,24 @@ def own(found: Row) -> list[str]:
     return [*grid(heads, by_layout), "", *grid(["plan", *plan_heads], by_plan), ""]
 
 
-def own_of(plans: list[Row], quantity: str) -> list[float]:
-    return [row["errors"][quantity] for row in plans]
-
-
 def headline(found: Row) -> list[str]:
     """Return the worst y of fastbn over everything, a line for every dtype."""
     lines = []
     for dtype in dict.fromkeys(row["dtype"] for row in found["plans"]):
         cases = [case["errors"] for case in found["cases"] if case["dtype"] == dtype]
-        beside = [e[name]["y"] for e in cases for name in e if name.startswith("fastbn")]
+        beside = [e[name] for e in cases for name in e if name.startswith("fastbn")]
         plans = [row for row in found["plans"] if row["dtype"] == dtype]
-        usual = [row["errors"]["y"] for row in plans if row["affine"] in ("none", "random")]
-        near, last = (worst(row["errors"]["y"] for row in plans if row["affine"] == kind) for kind in AFFINE[2:])
-        terms, beyond = (
-            cell(worst([e[name][q] for e in cases for name in e if name.startswith("fastbn")] + own_of(plans, q)))
-            for q in ("y_terms", "y_beyond")
+        plain = [row["errors"]["y"] for row in plans if row["affine"] in ("none", "random") and row["std"] == 1]
+        scaled, near, last = (
+            cell(worst(row["errors"]["y"] for row in plans if row["affine"] in kinds and (row["std"] == 1) is usual))
+            for kinds, usual in ((("none", "random"), False), (("near",), True), (("cancelling",), True))
         )
+        everywhere = [*beside, *(row["errors"] for row in plans)]
+        terms, beyond = (cell(worst(errors[q] for errors in everywhere)) for q in ("y_terms", "y_beyond"))
         lines.append(
-            f"- {dtype}: **{cell(worst([*usual, *beside]))} ulp** with no parameters or random ones; {cell(near)} "
-            f"where they cancel to a millionth, {cell(last)} to the last place. Over everything {terms} ulp of the "
-            f"terms, or {beyond} of them beyond half an ulp."
+            f"- {dtype}: **{cell(worst([*plain, *(e['y'] for e in beside)]))} ulp** with no parameters or random ones, "
+            f"{scaled} at the scales by every plan; {near} where parameters cancel to a millionth, {last} to the last "
+            f"place. Over everything {terms} ulp of the terms, or {beyond} of them beyond half an ulp."
         )
     return lines
 
