@@ -115,15 +115,15 @@ def test_errors_are_told(rng):
 
 
 @pytest.mark.frameworks
-def test_the_frameworks_take_part(tmp_path):
-    """Every peer gives every quantity that it has."""
-    pytest.importorskip("torch")
-    pytest.importorskip("keras")
-    pytest.importorskip("flax")
+def test_the_frameworks_take_part():
+    """Every peer that is installed gives everything that it has, in every case."""
+    pytest.importorskip("torch", reason="PyTorch is not installed; make test-frameworks installs it")
     found = measure.record("quick", SEED, ["float32"], say=lambda line: None)
-    table.write(found, tmp_path / "accuracy.json")
+    assert all("installed" in reason for reason in found["unavailable"].values()), found["unavailable"]
+    expected = {name: {"y", "dx", "mean", "var", "dweight", "dbias"} for name in peers.TRAINING}
+    expected |= {"ONNX Runtime": {"y", "mean", "var"}, "ONNX Runtime inference": {"y"}}
     for case in found["cases"]:
-        for name in peers.TRAINING:
-            assert {"y", "dx", "mean", "var", "dweight", "dbias"} <= set(case["errors"][name]), name
-    pytest.importorskip("onnxruntime")
-    assert all("y" in case["errors"]["ONNX Runtime inference"] for case in found["cases"])
+        for name, quantities in expected.items():
+            if f"{name}, float32" not in found["unavailable"]:
+                assert quantities <= set(case["errors"][name]), name
+        assert set(case["errors"]) > {"PyTorch NCHW", "PyTorch NHWC", "NumPy"}
