@@ -35,8 +35,9 @@ def quick():
 
 def test_y_is_within_4_ulp_in_every_layout_by_every_plan(quick):
     """And within half an ulp of its terms even where they cancel to float32's last place; so are gradients."""
-    assert {row["layout"] for row in quick["plans"]} == set(LAYOUTS)
-    assert {row["plan"] for row in quick["plans"]} == {plan for f in ours.SHAPES for plan, _ in ours.plans(f)}
+    ways = {(layout, plan) for row in quick["plans"] for layout in row["layouts"] for plan in row["plans"]}
+    assert ways == {(lay, plan) for f in ours.SHAPES for lay in ours.FAMILY_LAYOUTS[f] for plan, _ in ours.plans(f)}
+    assert {layout for layout, _ in ways} == set(LAYOUTS)
     for row in quick["plans"]:
         found = row["errors"]
         if row["affine"] != "cancelling":
@@ -67,11 +68,11 @@ def test_the_table_is_made(quick, tmp_path):
     page = (tmp_path / "accuracy.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert not any("nan" in line for line in rows)
-    assert "- float32: **0.50 ulp** with no parameters or random ones" in page
+    assert "| float32 | 0.50 | " in page
     for title in table.TITLES.values():
         assert f"### {title}" in page
     assert sum(line.startswith("| float32, std 1e+18 |") for line in rows) == len(table.TITLES)
-    for plan in {row["plan"] for row in quick["plans"]}:
+    for plan in {plan for row in quick["plans"] for plan in row["plans"]}:
         assert sum(line.startswith(f"| {plan} |") for line in rows) == 1
 
 

@@ -87,7 +87,8 @@ def expected(problem: Problem, statistics: tuple[np.ndarray, np.ndarray] | None 
 
 
 def _relative(actual: np.ndarray, exact: np.ndarray) -> float:
-    return float(np.nan_to_num(np.abs(actual.astype(WIDE) / exact - 1), nan=np.inf).max())
+    error = np.abs(actual.astype(WIDE) - exact)
+    return float(np.nan_to_num(np.where(error == 0, 0, error / np.abs(exact)), nan=np.inf).max())
 
 
 def _of_terms(actual: np.ndarray, exact: np.ndarray, terms: np.ndarray) -> float:

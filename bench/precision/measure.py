@@ -111,11 +111,24 @@ def every_plan(dtype: str, size: str, rng: np.random.Generator) -> list[dict[str
                         for name, value in found.items():
                             if value > row["errors"].get(name, -1.0):
                                 row["errors"][name], row["at"][name] = value, offset
-            rows += [
-                {"dtype": dtype, "layout": layout, "plan": plan, "affine": affine, "std": std} | row
-                for (layout, plan, std), row in worst.items()
-            ]
+            rows += [{"dtype": dtype, "affine": affine} | row for row in _together(worst)]
     return rows
+
+
+def _together(worst: dict[tuple[str, str, float], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for all layouts and plans that gave the same errors, which as a rule is a family."""
+    by_plan: dict[str, dict[str, Any]] = {}
+    for (layout, plan, std), row in worst.items():
+        about = {"std": std, "plans": [plan], "layouts": []} | row
+        by_plan.setdefault(repr((std, plan, row)), about)["layouts"].append(layout)
+    rows: dict[str, dict[str, Any]] = {}
+    for row in by_plan.values():
+        key = repr({name: value for name, value in row.items() if name != "plans"})
+        if key in rows:
+            rows[key]["plans"] += row["plans"]
+        else:
+            rows[key] = row
+    return list(rows.values())
 
 
 def versions() -> dict[str, str]:

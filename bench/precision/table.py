@@ -12,6 +12,8 @@ from .data import AFFINE, LAYOUTS
 
 Row = dict[str, Any]
 
+DIGITS = {"float32": 2.0**24, "float64": 2.0**53, "float16": 2.0**11, "bfloat16": 2.0**8}
+
 TITLES = {
     "y": "y, in ulp",
     "y_terms": "y, in ulp of its terms, |weight| max(|xhat|, 1) + |bias|",
@@ -28,7 +30,7 @@ TITLES = {
 PREAMBLE = """\
 Largest error over all channels and values, in units in the last place (ulp) of the exact result in the dtype of the
 result, against an oracle of {oracle_digits} binary digits (`tests/reference.py`). Half an ulp is the exact result
-rounded once. A y near zero has a small ulp; where weight * xhat and bias cancel, errors in ulp of its terms say more.
+rounded once. A y near zero has a small ulp; there, errors in ulp of the terms that were added say more.
 NaN, and an infinity that should be a number, count as inf; a dash is what an implementation does not give or do.
 
 Weight and bias are random (normal), eps is 1e-5 (at the scales 1e-20 and 1e18 a thousandth of the variance), and the
@@ -38,6 +40,18 @@ The two columns "inference" are given the statistics rounded to float32, and com
 
 {date}, {machine}, seed {seed}, run `{size}`; {versions}.
 All figures are in the JSON file beside this one; `python bench/accuracy.py --full --out FILE.json` makes both.
+"""
+
+BESIDE = """\
+float32 by mean and by scale is the worst over all counts of values a channel. Of 1e7 values and more there is one
+channel, for which NCHW and NHWC are the same.
+"""
+
+HEADLINE = """\
+Over all layouts, plans, counts and means. Where weight * xhat and bias cancel, the error of the arithmetic stays. The
+last columns have it: the error of y on top of half its ulp, relative to its terms |weight| max(|xhat|, 1) + |bias|; and
+the share of its terms that y may fall to and still be within 4 ulp. float64 data is computed in float64: its sums are
+off by some of its own ulp, which for a y near zero is any number of them.
 """
 
 OWN = """\
@@ -109,7 +123,7 @@ def own(found: Row) -> list[str]:
     by_layout, by_plan = [], []
     for dtype in dtypes:
         own_rows = [row for row in rows if row["dtype"] == dtype]
-        groups = [(layout, [r for r in own_rows if r["std"] == 1 and r["layout"] == layout]) for layout in LAYOUTS]
+        groups = [(layout, [r for r in own_rows if r["std"] == 1 and layout in r["layouts"]]) for layout in LAYOUTS]
         scales = dict.fromkeys(row["std"] for row in own_rows if row["std"] != 1)
         groups += [(f"all, std {std:g}", [row for row in own_rows if row["std"] == std]) for std in scales]
         for name, some in groups:
@@ -117,10 +131,10 @@ def own(found: Row) -> list[str]:
             others = [worst(row["errors"].get(quantity) for row in some) for quantity in rest.values()]
             by_layout.append([dtype, name, *map(cell, (*y, *others))])
     rows = [row for row in rows if row["std"] == 1]
-    for plan in dict.fromkeys(row["plan"] for row in rows):
+    for plan in dict.fromkeys(plan for row in rows for plan in row["plans"]):
         cells = [plan]
         for dtype in dtypes:
-            some = [row["errors"] for row in rows if (row["dtype"], row["plan"]) == (dtype, plan)]
+            some = [row["errors"] for row in rows if row["dtype"] == dtype and plan in row["plans"]]
             cells += [cell(worst(errors[name] for errors in some)) for name in ("y_terms", "y_beyond", "dx_terms")]
         by_plan.append(cells)
     heads = ["dtype", "layout", *(f"y, {kind}" for kind in AFFINE), *map(str.strip, rest)]
@@ -132,22 +146,29 @@ def headline(found: Row) -> list[str]:
     """Return the worst y of fastbn over everything, a line for every dtype."""
     lines = []
     for dtype in dict.fromkeys(row["dtype"] for row in found["plans"]):
-        cases = [case["errors"] for case in found["cases"] if case["dtype"] == dtype]
-        beside = [e[name] for e in cases for name in e if name.startswith("fastbn")]
+        cases = [case for case in found["cases"] if case["dtype"] == dtype]
+        beside = [case["errors"][name] for case in cases for name in case["errors"] if name.startswith("fastbn")]
         plans = [row for row in found["plans"] if row["dtype"] == dtype]
-        plain = [row["errors"]["y"] for row in plans if row["affine"] in ("none", "random") and row["std"] == 1]
-        scaled, near, last = (
-            cell(worst(row["errors"]["y"] for row in plans if row["affine"] in kinds and (row["std"] == 1) is usual))
-            for kinds, usual in ((("none", "random"), False), (("near",), True), (("cancelling",), True))
-        )
-        everywhere = [*beside, *(row["errors"] for row in plans)]
-        terms, beyond = (cell(worst(errors[q] for errors in everywhere)) for q in ("y_terms", "y_beyond"))
-        lines.append(
-            f"- {dtype}: **{cell(worst([*plain, *(e['y'] for e in beside)]))} ulp** with no parameters or random ones, "
-            f"{scaled} at the scales by every plan; {near} where parameters cancel to a millionth, {last} to the last "
-            f"place. Over everything {terms} ulp of the terms, or {beyond} of them beyond half an ulp."
-        )
-    return lines
+        usual, scaled, near, last = (
+            [row["errors"] for row in plans if row["affine"] in kinds and (row["std"] == 1) is unscaled]
+            for kinds, unscaled in (
+                (("none", "random"), True), (("none", "random"), False), (("near",), True), (("cancelling",), True)
+            )
+        )  # fmt: skip
+        y = [worst(errors["y"] for errors in some) for some in (beside + usual, scaled, near, last)]
+        everywhere = beside + usual + near + last
+        terms, beyond = (worst(errors[q] for errors in everywhere) for q in ("y_terms", "y_beyond"))
+        down_to = beyond * DIGITS[dtype] / 3.5  # what is left of 4 ulp after rounding
+        share = "-" if down_to > 1 else f"2^{math.ceil(math.log2(down_to))}" if down_to > 0 else "0"
+        lines.append([dtype, *map(cell, (*y, terms, beyond)), share])
+    heads = [
+        "y, in ulp",
+        "no parameters, or random",
+        "scales 1e-20, 1e18",
+        "cancelling to a millionth",
+        "to the last place",
+    ]
+    return grid([*heads, "of its terms", "beyond half an ulp, of the terms", "4 ulp kept down to"], lines)
 
 
 def page(found: Row) -> str:
@@ -155,9 +176,8 @@ def page(found: Row) -> str:
     about = found | {"versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items())}
     missing = [f"- {name}: {reason.splitlines()[0]}" for name, reason in found["unavailable"].items()]
     parts = [
-        "# Accuracy", "", PREAMBLE.format(**about), "## The worst y of fastbn", "", *headline(found), "",
-        "## Beside others", "",
-        "float32 by mean and by scale is the worst over all counts of values a channel.", "", *comparison(found),
+        "# Accuracy", "", PREAMBLE.format(**about), "## The worst y of fastbn", "", HEADLINE, *headline(found), "",
+        "## Beside others", "", BESIDE, *comparison(found),
         OWN, *own(found), *(["## Left out", "", *missing, ""] if missing else []),
     ]  # fmt: skip
     return "\n".join(parts)
