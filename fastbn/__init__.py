@@ -9,6 +9,7 @@ comes, and kernels compile, with the first call.
 from fastbn import _checkout
 from fastbn._version import __version__
 from fastbn.device import Choice, explain, to_device, to_host
+from fastbn.files import load, save
 from fastbn.functional import (
     backward_sums,
     batch_moments,
@@ -19,7 +20,6 @@ from fastbn.functional import (
 from fastbn.layer import BatchNorm
 from fastbn.moments import BackwardSums, Moments
 from fastbn.results import Context, Gradients
-from fastbn.state import load, save
 
 __all__ = [
     "BackwardSums",

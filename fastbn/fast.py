@@ -14,7 +14,7 @@ import numpy as np
 
 from fastbn import layout
 from fastbn.results import Context, Gradients
-from fastbn.validate import is_half
+from fastbn.values import is_half
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 

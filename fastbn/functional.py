@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn import device as processors
-from fastbn import fast, layout, memory, validate
+from fastbn import fast, layout, memory, validate, values
 from fastbn.moments import BackwardSums, Moments
 from fastbn.results import BIAS, INVSTD, LOW, M2, MEAN, WEIGHT, Context, Gradients
 
@@ -123,20 +123,20 @@ def batch_norm(
             return done
     x = validate.data(x)
     axis = validate.axis(axis, x)
-    training = validate.flag("training", training)
+    training = values.flag("training", training)
     channels = x.shape[axis]
     count = _values_per_channel(x, axis)
     weight = validate.parameter("weight", weight, channels)
     bias = validate.parameter("bias", bias, channels)
     running = validate.statistics(running_mean, running_var, channels, required=not training)
-    eps = validate.eps(eps)
-    correction = validate.correction(correction)
+    eps = values.eps(eps)
+    correction = values.correction(correction)
     if moments is not None:
         moments = validate.moments(moments, channels, training)
     elif training:
         validate.batch(count, x)
     if running is not None and training:
-        momentum = validate.momentum(momentum)
+        momentum = values.momentum(momentum)
         validate.degrees_of_freedom(count if moments is None else moments.count, correction)
         validate.updated(running, {"x": x, "weight": weight, "bias": bias} | _statistics(moments))
     if out is not None:

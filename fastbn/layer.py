@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import functional, validate
+from fastbn import functional, validate, values
+from fastbn import state as state_dict
 from fastbn.device import checked
 from fastbn.device_array import is_device_array
 from fastbn.results import Context
@@ -86,14 +87,14 @@ class BatchNorm:
         dtype: Any = np.float32,
         device: str | None = None,
     ) -> None:
-        self.num_features = validate.features(num_features)
-        self.axis = validate.integer("axis", axis)
-        self.eps = validate.eps(eps)
-        self.momentum = None if momentum is None else validate.momentum(momentum)
-        self.correction = validate.correction(correction)
-        self.affine = validate.flag("affine", affine)
-        self.track_running_stats = validate.flag("track_running_stats", track_running_stats)
-        self.dtype = validate.parameter_dtype(dtype)
+        self.num_features = values.features(num_features)
+        self.axis = values.integer("axis", axis)
+        self.eps = values.eps(eps)
+        self.momentum = None if momentum is None else values.momentum(momentum)
+        self.correction = values.correction(correction)
+        self.affine = values.flag("affine", affine)
+        self.track_running_stats = values.flag("track_running_stats", track_running_stats)
+        self.dtype = values.parameter_dtype(dtype)
         self.device = checked(device)
         self.training = True
         self.weight: Array | None = np.ones(num_features, self.dtype) if affine else None
@@ -177,7 +178,7 @@ class BatchNorm:
 
     def train(self, mode: bool = True) -> BatchNorm:
         """Normalise with the batch's statistics from now on (with ``mode=False``, as `eval`); return the layer."""
-        self.training = validate.flag("mode", mode)
+        self.training = values.flag("mode", mode)
         return self
 
     def eval(self) -> BatchNorm:
@@ -233,7 +234,7 @@ class BatchNorm:
 
         With `take_state`, which cannot fail, several layers are loaded as a whole; see `fastbn.load`.
         """
-        return validate.state(state, self._arrays(), self.track_running_stats, prefix)
+        return state_dict.check(state, self._arrays(), self.track_running_stats, prefix)
 
     def take_state(self, checked: Mapping[str, Array]) -> None:
         """Store what `check_state` returned."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fastbn import values
+
 Statistic = NDArray[np.float64]
 
 
@@ -37,12 +39,10 @@ class Moments:
     m2: Statistic
 
     def __post_init__(self) -> None:
-        from fastbn import validate  # which knows these classes
-
-        object.__setattr__(self, "count", validate.count(self.count))
-        object.__setattr__(self, "mean", validate.per_channel("mean", self.mean))
-        object.__setattr__(self, "m2", validate.per_channel("m2", self.m2))
-        validate.as_many("m2", self.m2, "mean", self.mean)
+        object.__setattr__(self, "count", values.count(self.count))
+        object.__setattr__(self, "mean", values.per_channel("mean", self.mean))
+        object.__setattr__(self, "m2", values.per_channel("m2", self.m2))
+        values.as_many("m2", self.m2, "mean", self.mean)
 
     def merge(self, *others: Moments) -> Moments:
         """Return the moments of all the values together.
@@ -61,10 +61,8 @@ class Moments:
         Chan, Golub and LeVeque (1979), "Updating formulae and a pairwise algorithm for computing sample variances":
         mean = mean_a + d * n_b / n and m2 = m2_a + m2_b + d^2 * n_a * n_b / n with d = mean_b - mean_a.
         """
-        from fastbn import validate
-
         count, mean, m2 = self.count, self.mean, self.m2
-        validate.others(others, Moments, mean.size)
+        _check_others(others, Moments, mean.size)
         for other in others:
             if other.count == 0:
                 continue
@@ -98,10 +96,8 @@ class Moments:
         TypeError, ValueError
             If the correction is no number >= 0, or count <= correction.
         """
-        from fastbn import validate
-
-        correction = validate.correction(correction)
-        validate.divisor(self.count, correction)
+        correction = values.correction(correction)
+        values.divisor(self.count, correction)
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # infinite or NaN, without a warning
             return self.m2 / (self.count - correction)
 
@@ -125,22 +121,28 @@ class BackwardSums:
     sum_dy_xhat: Statistic
 
     def __post_init__(self) -> None:
-        from fastbn import validate
-
-        object.__setattr__(self, "count", validate.count(self.count))
-        object.__setattr__(self, "sum_dy", validate.per_channel("sum_dy", self.sum_dy))
-        object.__setattr__(self, "sum_dy_xhat", validate.per_channel("sum_dy_xhat", self.sum_dy_xhat))
-        validate.as_many("sum_dy_xhat", self.sum_dy_xhat, "sum_dy", self.sum_dy)
+        object.__setattr__(self, "count", values.count(self.count))
+        object.__setattr__(self, "sum_dy", values.per_channel("sum_dy", self.sum_dy))
+        object.__setattr__(self, "sum_dy_xhat", values.per_channel("sum_dy_xhat", self.sum_dy_xhat))
+        values.as_many("sum_dy_xhat", self.sum_dy_xhat, "sum_dy", self.sum_dy)
 
     def merge(self, *others: BackwardSums) -> BackwardSums:
         """Return the sums over all the values together."""
-        from fastbn import validate
-
         count, sum_dy, sum_dy_xhat = self.count, self.sum_dy, self.sum_dy_xhat
-        validate.others(others, BackwardSums, sum_dy.size)
+        _check_others(others, BackwardSums, sum_dy.size)
         with np.errstate(over="ignore", invalid="ignore"):  # as in `Moments.merge`
             for other in others:
                 count += other.count
                 sum_dy = sum_dy + other.sum_dy
                 sum_dy_xhat = sum_dy_xhat + other.sum_dy_xhat
         return BackwardSums(count, sum_dy, sum_dy_xhat)
+
+
+def _check_others(others: tuple[object, ...], kind: type[Moments] | type[BackwardSums], channels: int) -> None:
+    """Check what is to be merged with statistics of so many channels."""
+    for value in others:
+        if not isinstance(value, kind):
+            raise TypeError(f"others: expected fastbn.{kind.__name__}, got {values.described(value)}")
+        size = (value.mean if isinstance(value, Moments) else value.sum_dy).size
+        if size != channels:
+            raise ValueError(f"others: expected {kind.__name__} of {channels} channels, got {size}")

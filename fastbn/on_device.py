@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import device_fast, layout, memory, validate
+from fastbn import device_fast, layout, memory, validate, values
 from fastbn.device import cuda_backend
 from fastbn.device_array import is_device_array
 from fastbn.device_call import Call, DeviceContext
@@ -53,22 +53,22 @@ def batch_norm(
     call = Call(x)
     source = validate.data(call.shadow("x", x))
     axis = validate.axis(axis, source)
-    training = validate.flag("training", training)
+    training = values.flag("training", training)
     C = source.shape[axis]
     count = layout.of(source, axis).per_channel
     w = validate.parameter("weight", call.shadow("weight", weight), C)
     b = validate.parameter("bias", call.shadow("bias", bias), C)
     shadows = call.shadow("running_mean", running_mean), call.shadow("running_var", running_var)
     running = validate.statistics(*shadows, C, required=not training)
-    eps = validate.eps(eps)
-    correction = validate.correction(correction)
+    eps = values.eps(eps)
+    correction = values.correction(correction)
     if moments is not None:
         moments = validate.moments(moments, C, training)
     elif training:
         validate.batch(count, source)
     updates = running is not None and training
     if running is not None and training:
-        momentum = validate.momentum(momentum)
+        momentum = values.momentum(momentum)
         validate.degrees_of_freedom(count if moments is None else moments.count, correction)
         validate.updated(running, {"x": source, "weight": w, "bias": b})
     others = {"weight": w, "bias": b, "running_mean": shadows[0], "running_var": shadows[1]}

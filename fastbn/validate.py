@@ -1,4 +1,4 @@
-"""Every check on what a caller passes, and every error message.
+"""Every check on the arrays of a call, and every error message; `values` has those on numbers and the like.
 
 A message names the argument, says what was passed and what was expected, and how to get there where that is short.
 All checks of a call come before anything is written.
@@ -6,60 +6,33 @@ All checks of a call come before anything is written.
 
 from __future__ import annotations
 
-import math
-import numbers
-import operator
-import warnings
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import memory
+from fastbn import memory, values
 from fastbn.moments import BackwardSums, Moments
 from fastbn.results import Context
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-
-FLOAT32 = np.dtype(np.float32)
-FLOAT64 = np.dtype(np.float64)
-FLOAT16 = np.dtype(np.float16)
-DTYPES = (FLOAT32, FLOAT64)
-NO_NUMBERS = (bool, np.bool_, np.timedelta64)  # which Python or NumPy count among the integers
-MOST = 2**59  # float64 values that an address space can hold
-
-
-def is_half(dtype: np.dtype[Any]) -> bool:
-    """Return whether a dtype is float16 or ml_dtypes' bfloat16, which NumPy knows by its name alone."""
-    return dtype == FLOAT16 or (dtype.itemsize == 2 and dtype.name == "bfloat16" and dtype.isnative)
-
-
-def _described(value: object) -> str:
-    """Say in a few words what was passed."""
-    if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype} and shape {value.shape}"
-    try:
-        text = repr(value)
-    except Exception:  # integers of more than 4300 digits, and classes whose representation fails
-        return f"an object of type {type(value).__name__}"
-    return f"{text} ({type(value).__name__})" if len(text) <= 40 else f"an object of type {type(value).__name__}"
 
 
 def _plain(name: str, value: object, what: str, half: bool = False) -> Array:
     """Return an array of float32 or float64, or with `half` of a 16-bit float, as a plain ndarray."""
     if not isinstance(value, np.ndarray):
         raise TypeError(
-            f"{name}: expected {what}, got {_described(value)}; make one with numpy.asarray(..., dtype=numpy.float32)"
+            f"{name}: expected {what}, got {values.described(value)}; "
+            "make one with numpy.asarray(..., dtype=numpy.float32)"
         )
     if isinstance(value, np.ma.MaskedArray | np.matrix):
         raise TypeError(
             f"{name}: expected {what}, got a {type(value).__name__}, whose rules fastbn does not follow; "
             f"pass numpy.asarray({name}) if its plain values are meant"
         )
-    if value.dtype not in DTYPES and not (half and is_half(value.dtype)):
+    if value.dtype not in values.DTYPES and not (half and values.is_half(value.dtype)):
         expected = "float32, float64, float16 or bfloat16 (ml_dtypes)" if half else "float32 or float64"
         raise TypeError(
-            f"{name}: expected {what} of {expected} in native byte order, got {_described(value)}; "
+            f"{name}: expected {what} of {expected} in native byte order, got {values.described(value)}; "
             f"convert it with {name}.astype(numpy.float32)"
         )
     return value if type(value) is np.ndarray else value.view(np.ndarray)
@@ -78,7 +51,7 @@ def data(x: object) -> Array:
 
 def axis(value: object, x: Array) -> int:
     """Check the channel axis and return it counted from the front."""
-    index = integer("axis", value)
+    index = values.integer("axis", value)
     if not -x.ndim <= index < x.ndim:
         raise ValueError(
             f"axis: expected an integer from {-x.ndim} to {x.ndim - 1} for x of shape {x.shape}, got {index}"
@@ -122,51 +95,6 @@ def writable(name: str, array: Array) -> None:
         raise ValueError(f"{name}: expected memory for every element, got overlapping strides {array.strides}")
 
 
-def number(name: str, value: object, expected: str) -> float:
-    """Check that a value is one finite real number and return it as a float."""
-    if type(value) is not float and (isinstance(value, NO_NUMBERS) or not isinstance(value, numbers.Real)):
-        raise TypeError(f"{name}: expected {expected}, got {_described(value)}")
-    try:
-        result = float(value)
-    except OverflowError:  # an integer or a fraction beyond float64
-        result = math.inf
-    if not math.isfinite(result):
-        raise ValueError(f"{name}: expected {expected}, got {result}")
-    return result
-
-
-def eps(value: object) -> float:
-    """Check what is added to the variance."""
-    expected = "a number > 0"
-    result = number("eps", value, expected)
-    if result <= 0.0:
-        raise ValueError(f"eps: expected {expected}, got {result}; without it a constant channel divides by zero")
-    return result
-
-
-def momentum(value: object) -> float:
-    """Check the weight of the new value in the running statistics."""
-    expected = "a number from 0 to 1, the weight of the new value"
-    if value is None:
-        raise TypeError(
-            "momentum: expected a number from 0 to 1, got None; the cumulative average needs the number of batches, "
-            "which the layer BatchNorm(momentum=None) counts; in a function pass momentum=1 / batches so far"
-        )
-    result = number("momentum", value, expected)
-    if not 0.0 <= result <= 1.0:
-        raise ValueError(f"momentum: expected {expected}, got {result}")
-    return result
-
-
-def correction(value: object) -> float:
-    """Check what the divisor of a variance is lowered by."""
-    expected = "a number >= 0"
-    result = number("correction", value, expected)
-    if result < 0.0:
-        raise ValueError(f"correction: expected {expected}, got {result}")
-    return result
-
-
 def degrees_of_freedom(count: int, correction: float) -> None:
     """Check that a variance divided by count - correction exists."""
     if count <= correction:
@@ -176,58 +104,10 @@ def degrees_of_freedom(count: int, correction: float) -> None:
         )
 
 
-def divisor(count: int, correction: float) -> None:
-    """Check that the variance of moments divided by count - correction exists."""
-    if count <= correction:
-        raise ValueError(f"correction: expected less than the {count} values of these moments, got {correction:g}")
-
-
-def count(value: object) -> int:
-    """Check how many values a channel statistics are of."""
-    result = integer("count", value)
-    if result < 0:
-        raise ValueError(f"count: expected an integer >= 0, got {result}")
-    return result
-
-
-def per_channel(name: str, value: object) -> Array:
-    """Check a statistic of every channel and return it as float64, the same array if it is that."""
-    if type(value) is np.ndarray and value.dtype == FLOAT64 and value.ndim == 1 and value.flags.carray:
-        return value  # what fastbn's own calls come with
-    array = _as_array(name, value)
-    if array.dtype.kind not in "fiu" or array.ndim != 1 or isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected real numbers of shape (C,), got {_described(value)}")
-    with np.errstate(over="ignore", invalid="ignore"):  # a wider float that float64 does not hold, a signalling NaN
-        return np.require(array, FLOAT64, ("C", "A"))
-
-
-def as_many(name: str, value: Array, other: str, of: Array) -> None:
-    """Check that two statistics have the same channels."""
-    if value.shape != of.shape:
-        raise ValueError(f"{name}: expected shape {of.shape}, as {other} has, got shape {value.shape}")
-
-
-def others(values: tuple[object, ...], kind: type[Moments] | type[BackwardSums], channels: int) -> None:
-    """Check what is to be merged with statistics of so many channels."""
-    for value in values:
-        if not isinstance(value, kind):
-            raise TypeError(f"others: expected fastbn.{kind.__name__}, got {_described(value)}")
-        size = (value.mean if isinstance(value, Moments) else value.sum_dy).size
-        if size != channels:
-            raise ValueError(f"others: expected {kind.__name__} of {channels} channels, got {size}")
-
-
 def batch(count: int, x: Array) -> None:
     """Check that there is something to take statistics of."""
     if count == 0:
         raise ValueError(f"x: expected at least one value a channel for batch statistics, got an empty batch {x.shape}")
-
-
-def flag(name: str, value: object) -> bool:
-    """Check a switch."""
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: expected True or False, got {_described(value)}")
-    return bool(value)
 
 
 def output(out: object, like: Array, aliases: dict[str, Array], others: dict[str, Array | None]) -> Array:
@@ -263,7 +143,7 @@ def updated(running: tuple[Array, Array], others: dict[str, Array | None]) -> No
 def moments(value: object, channels: int, training: bool) -> Moments:
     """Check statistics that are given instead of taken."""
     if not isinstance(value, Moments):
-        raise TypeError(f"moments: expected None or fastbn.Moments, got {_described(value)}")
+        raise TypeError(f"moments: expected None or fastbn.Moments, got {values.described(value)}")
     if not training:
         raise ValueError(
             "moments: expected None with training=False, which normalises with running_mean, running_var, got Moments"
@@ -278,7 +158,9 @@ def moments(value: object, channels: int, training: bool) -> Moments:
 def context(value: object) -> Array:
     """Check what a forward pass left and return its x."""
     if not isinstance(value, Context):
-        raise TypeError(f"ctx: expected the fastbn.Context that batch_norm returned with y, got {_described(value)}")
+        raise TypeError(
+            f"ctx: expected the fastbn.Context that batch_norm returned with y, got {values.described(value)}"
+        )
     if value.x is None:
         raise ValueError(
             "ctx: expected one that still has x, but x was overwritten (out=x); "
@@ -290,7 +172,7 @@ def context(value: object) -> Array:
 def sums(value: object, ctx: Context) -> BackwardSums:
     """Check backward sums that are given instead of taken."""
     if not isinstance(value, BackwardSums):
-        raise TypeError(f"sums: expected None or fastbn.BackwardSums, got {_described(value)}")
+        raise TypeError(f"sums: expected None or fastbn.BackwardSums, got {values.described(value)}")
     if value.sum_dy.shape != (ctx.channels,):
         raise ValueError(f"sums: expected {ctx.channels} channels, as x has, got {value.sum_dy.size}")
     if not ctx.frozen and value.count != ctx.statistics_count:
@@ -320,90 +202,7 @@ def gradient(dy: object, x: Array) -> Array:
     return array
 
 
-def integer(name: str, value: object) -> int:
-    """Check that a value is an integer."""
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        result = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {_described(value)}") from None
-    if not -(2**63) <= result < 2**63:  # nothing counts so far, and from 4300 digits on, none can be shown
-        raise ValueError(f"{name}: expected an integer of 64 bits, got {_described(value)}")
-    return result
-
-
-def features(value: object) -> int:
-    """Check the number of channels of a layer."""
-    result = integer("num_features", value)
-    if result < 1:
-        raise ValueError(f"num_features: expected at least 1 channel, got {result}")
-    if result > MOST:
-        raise ValueError(f"num_features: expected at most {MOST} channels, got {result}")
-    return result
-
-
 def channels(x: Array, axis: int, expected: int) -> None:
     """Check that x has a layer's channels."""
     if x.shape[axis] != expected:
         raise ValueError(f"x: expected {expected} channels along axis {axis}, got shape {x.shape}")
-
-
-def parameter_dtype(value: object) -> np.dtype[Any]:
-    """Check the dtype of a layer's parameters."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # names that NumPy deprecates
-            dtype: np.dtype[Any] = np.dtype(value)  # type: ignore[call-overload]
-    except Exception:  # NumPy's parser of dtypes raises TypeError, ValueError, SyntaxError, UnicodeError
-        raise TypeError(f"dtype: expected float32 or float64, got {_described(value)}") from None
-    if value is None or dtype not in DTYPES:
-        raise TypeError(f"dtype: expected float32 or float64, got {_described(value)}")
-    return dtype
-
-
-def unfit(name: str, value: object, expected: str) -> TypeError:
-    """Return the error for an argument of another type than expected."""
-    return TypeError(f"{name}: expected {expected}, got {_described(value)}")
-
-
-def _as_array(name: str, value: object) -> Array:
-    try:
-        return np.asarray(value)
-    except Exception as error:  # whatever the value's __array__ raises, such as a tensor that is on a GPU
-        raise TypeError(f"{name}: expected what numpy.asarray takes, got {_described(value)}: {error}") from error
-
-
-def state(value: object, arrays: dict[str, Array], counted: bool, prefix: str = "") -> dict[str, Array]:
-    """Check a state dict against a layer's arrays and return its values, cast and not yet stored."""
-    if not isinstance(value, Mapping):
-        raise TypeError(f"state: expected a mapping from names to arrays, got {_described(value)}")
-    expected = {*arrays, *(("num_batches_tracked",) if counted else ())}
-    if set(value) != expected:
-        missing, unknown = (
-            sorted(prefix + str(key) for key in keys) for keys in (expected - set(value), set(value) - expected)
-        )
-        raise ValueError(
-            f"state: expected the keys {sorted(prefix + key for key in expected)}; missing {missing}, unknown {unknown}"
-        )
-    new = {}
-    for name, array in arrays.items():
-        label = f"state[{prefix + name!r}]"
-        given = _as_array(label, value[name])
-        if given.dtype.kind != "f":
-            raise TypeError(f"{label}: expected real floating numbers, got {_described(given)}")
-        if given.shape != array.shape:
-            raise ValueError(f"{label}: expected shape {array.shape}, got shape {given.shape}")
-        with np.errstate(over="ignore"):
-            new[name] = given.astype(array.dtype)
-        if not np.array_equal(np.isfinite(new[name]), np.isfinite(given)):
-            raise ValueError(f"{label}: expected values that {array.dtype} can hold, got larger ones")
-    if counted:
-        label = f"state[{prefix + 'num_batches_tracked'!r}]"
-        count = _as_array(label, value["num_batches_tracked"])
-        if count.dtype.kind not in "iu" or count.size != 1:
-            raise TypeError(f"{label}: expected one integer, got {_described(count)}")
-        if int(count.item()) < 0:
-            raise ValueError(f"{label}: expected a count >= 0, got {count.item()}")
-        new["num_batches_tracked"] = count.reshape(())
-    return new

@@ -77,6 +77,9 @@ STATE = [
     ("state['running_var']", "another number of channels", ValueError, but("running_var", np.ones(4))),
     ("state['running_var']", "integers", TypeError, but("running_var", np.ones(3, np.int64))),
     ("state['weight']", "what cannot be made an array", TypeError, but("weight", Unwilling())),
+    ("state['running_mean']", "a masked array", TypeError, but("running_mean", np.ma.zeros(3))),
+    ("state['weight']", "beyond float32", ValueError, but("weight", np.full(3, 1e300))),
+    ("state['num_batches_tracked']", "negative", ValueError, but("num_batches_tracked", -1)),
     ("state['num_batches_tracked']", "a fraction", TypeError, but("num_batches_tracked", 1.5)),
 ]  # fmt: skip
 

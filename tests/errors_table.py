@@ -6,13 +6,14 @@ from unittest import mock
 import numpy as np
 
 import errors_classes
+import errors_files
 import errors_functions
 import fastbn
 from fastbn import device
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "errors.md"
-TABLE = [*errors_functions.TABLE, *errors_classes.TABLE]
+TABLE = [*errors_functions.TABLE, *errors_classes.TABLE, *errors_files.TABLE]
 CASES = [(function, *case) for function, _, _, cases in TABLE for case in cases]
 
 INTRODUCTION = """\
@@ -48,7 +49,7 @@ def refused(function, change):
     try:
         with mock.patch.object(device, "problem", return_value=NO_GPU):
             call(**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, ModuleNotFoundError) as error:
         return error, before, picture(arguments)
     raise AssertionError(f"{function} took {change}")
 

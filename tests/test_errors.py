@@ -12,7 +12,7 @@ from errors_functions import F4, good
 from errors_table import CASES, PAGE, ROOT, TABLE, refused
 
 # Files whose every error is in the table.
-COVERED = {"validate", "moments", "layer", "results", "warmup", "functional", "device"}
+COVERED = {"validate", "values", "moments", "state", "files", "layer", "results", "warmup", "functional", "device"}
 # Files that raise only with a GPU or what stands for one (tests/test_gpu_*.py, tests/test_device.py), and the command.
 ELSEWHERE = {"cost", "device_array", "on_device", "cli"}
 
