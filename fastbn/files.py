@@ -155,7 +155,9 @@ def _read(source: Path) -> dict[str, Array]:
             arrays: dict[str, Array] = tensors.load(content)
             return arrays
         file = np.load(io.BytesIO(content), allow_pickle=False)
-        return dict(file)  # a single array is no mapping, which is a TypeError
+        if not isinstance(file, Mapping):
+            raise TypeError("a single array")
+        return dict(file)
     except Exception as error:  # whatever zipfile, NumPy and safetensors make of bytes that are something else
         kind = "an npz file of plain arrays" if tensors is None else "a safetensors file"
         raise ValueError(f"path: expected {kind}, {source.name} is not one ({type(error).__name__})") from error

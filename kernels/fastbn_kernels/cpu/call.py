@@ -176,7 +176,8 @@ def call_forward_apart(
     take_all(x, weight, bias, running_mean, running_var, training, table)
     if training:
         for c in range(C):
-            if tile_count(N, S) == 1:  # as `channel_moments`, without the calls, which cost more than 49 values
+            # As `channel_moments`, without the calls, which cost more than 49 values, unless it will sum again.
+            if x.itemsize < 8 and tile_count(N, S) == 1:
                 k = finite_or_zero(value(x, c * S))
                 sums, squares = runs_sums(x, c * S, C * S, N, S, k)
                 if not shift_is_off(1.0 / (N * S), sums, squares):

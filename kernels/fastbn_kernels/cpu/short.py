@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastbn_kernels.cpu.bands import rows_gradient, rows_gradient_sums, rows_normalize, rows_scale, rows_sums
-from fastbn_kernels.cpu.moments import as_pair, channel_origin
+from fastbn_kernels.cpu.moments import as_pair, channel_origin, sum_again
 from fastbn_kernels.cpu.runs import column_total, runs_sums, to_line
 from fastbn_kernels.cpu.tiles import group_bounds, tile_bounds, tile_count
 from fastbn_kernels.cpu.vector import LANES, fence, rounded, splat, store, value
@@ -26,7 +26,6 @@ from fastbn_kernels.formulas import (
     gradient_coefficients,
     group,
     merge,
-    shift_is_off,
     sum_with_xhat,
 )
 from fastbn_kernels.jit import Array, ReadC, ReadNCS, WriteC, WriteNCS, kernel, prange, scalar
@@ -64,7 +63,7 @@ def group_moments(x: Array, c0: int, c1: int, mean: Array, low: Array, m2: Array
             shift = np.float64(k[c * S])
             total = column_total(t, c * S, S)
             square = column_total(q, c * S, S)
-            if shift_is_off(1.0 / values, total, square):
+            if sum_again(x, 1.0 / values, total, square):
                 shift = rounded(x, shift + total / values)
                 total, square = runs_sums(x, start + c * S, C * S, n1 - n0, S, shift)
             offset, squared = group(1.0 / values, shift - channel_origin(x, c0 + c), total, square)
