@@ -18,6 +18,7 @@ import numba
 import numpy as np
 
 import fastbn
+from fastbn.backends import plan
 
 # Parallel kernels of each family: rows, whole channels, tiles of channels, short runs.
 SHAPES = [(3000, 40), (6, 8, 60, 60), (6, 3, 90, 90), (100, 40, 12, 12)]
@@ -176,10 +177,14 @@ def joblib_processes():
 
 
 def any_number_of_threads():
+    """Through the cache and past it."""
     results = []
-    for count in range(1, numba.config.NUMBA_NUM_THREADS + 1):
-        numba.set_num_threads(count)
-        results.append(digest())
+    for cache in (plan.LAST_LEVEL_CACHE, 0):
+        plan.LAST_LEVEL_CACHE = cache
+        plan.make.cache_clear()
+        for count in range(1, numba.config.NUMBA_NUM_THREADS + 1):
+            numba.set_num_threads(count)
+            results.append(digest())
     return results
 
 

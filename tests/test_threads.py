@@ -16,6 +16,7 @@ import pytest
 import concurrent_calls
 import fastbn
 import reference
+from processes import run as run_python
 from tolerance import check_backward, check_forward
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -82,7 +83,5 @@ assert torch.equal(torch.cat(batches), want)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_data_loader_with_forked_workers(layer, before):
     pytest.importorskip("torch")
-    env = os.environ | {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "4"}
-    command = [sys.executable, "-c", DATA_LOADER, str(PROGRAM.parent), before]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    env = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "4"}
+    run_python(DATA_LOADER, PROGRAM.parent, before, env=env, timeout=300)
