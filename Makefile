@@ -44,8 +44,9 @@ demo: $(VENV)/.installed
 demo-quick: $(VENV)/.installed
 	$(BIN)/fastbn demo --quick
 
+# A process for each of two cores, a file of tests at a time; most of the time goes into compiling, which is serial.
 test: $(VENV)/.test
-	$(BIN)/pytest -m "not frameworks and not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not frameworks and not slow"
 	$(BIN)/pytest --doctest-modules fastbn/functional.py fastbn/layer.py
 	NUMBA_BOUNDSCHECK=1 $(BIN)/pytest tests/test_bounds.py tests/test_forward.py tests/test_backward.py \
 		tests/test_moments.py tests/test_fuzz.py
