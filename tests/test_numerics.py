@@ -28,7 +28,12 @@ def test_far_from_zero(rng, shape, axis, mean):
     y, ctx = fastbn.batch_norm(x, weight, bias, axis=axis)
     f = reference.forward(x, weight, bias, axis=axis)
     assert np.abs(ctx.moments.var() / f.var - 1).max() <= 1e-12
-    assert reference.ulps(y, f.y) <= 1
+    terms = np.abs(reference.column(weight, x, axis)) * np.maximum(np.abs(f.xhat), 1) + np.abs(
+        reference.column(bias, x, axis)
+    )
+    ordinary = np.abs(f.y) >= 2.0**-26 * terms  # below, float64's roundings are seen, once in 1e8 values
+    assert reference.ulps(y[ordinary], f.y[ordinary]) <= 1
+    assert ordinary.mean() > 0.999
     check_forward(y, f, weight, bias)
     check_backward(fastbn.batch_norm_backward(dy, ctx), reference.backward(dy, x, weight, axis=axis), dy, f, weight)
 
