@@ -1,13 +1,15 @@
 """Batch normalization for NumPy, as Numba kernels.
 
 The functions are `batch_norm`, `batch_norm_inference`, `batch_norm_backward`, `batch_moments` and `backward_sums`;
-the layer is `BatchNorm`, whose state `save` and `load` keep in files. They compute on the CPU, and arrays on an NVIDIA
-GPU where they are: `explain` says which, `to_device` and `to_host` copy. Importing fastbn imports NumPy alone: Numba
-comes, and kernels compile, with the first call.
+`batch_norm_double_backward` and `batch_norm_jvp` are derivatives beyond the gradients; the layer is `BatchNorm`, whose
+state `save` and `load` keep in files. They compute on the CPU, and, but for these derivatives, arrays on an NVIDIA GPU
+where they are: `explain` says which, `to_device` and `to_host` copy. Importing fastbn imports NumPy alone: Numba comes,
+and kernels compile, with the first call.
 """
 
 from fastbn import _checkout
 from fastbn._version import __version__
+from fastbn.derivatives import batch_norm_double_backward, batch_norm_jvp
 from fastbn.device import Choice, explain, to_device, to_host
 from fastbn.files import load, save
 from fastbn.functional import (
@@ -33,7 +35,9 @@ __all__ = [
     "batch_moments",
     "batch_norm",
     "batch_norm_backward",
+    "batch_norm_double_backward",
     "batch_norm_inference",
+    "batch_norm_jvp",
     "explain",
     "load",
     "save",

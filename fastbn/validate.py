@@ -192,13 +192,39 @@ def own_statistics(ctx: Context) -> None:
         )
 
 
-def gradient(dy: object, x: Array) -> Array:
-    """Check the gradient that comes in."""
-    array = _plain("dy", dy, f"a numpy.ndarray of shape {x.shape}", half=True)
+def gradient(value: object, x: Array, name: str = "dy") -> Array:
+    """Check a gradient or a tangent that comes in, one value for each of x."""
+    array = _plain(name, value, f"a numpy.ndarray of shape {x.shape}", half=True)
     if array.shape != x.shape:
-        raise ValueError(f"dy: expected the shape of x and y, {x.shape}, got shape {array.shape}")
+        raise ValueError(f"{name}: expected the shape of x and y, {x.shape}, got shape {array.shape}")
     if array.dtype != x.dtype:
-        raise TypeError(f"dy: expected the dtype of x and y, {x.dtype}, got {array.dtype}")
+        raise TypeError(f"{name}: expected the dtype of x and y, {x.dtype}, got {array.dtype}")
+    return array
+
+
+def differentiable(ctx: object) -> Array:
+    """Check a context for derivatives beyond the gradients and return its x."""
+    if isinstance(ctx, Context) and ctx.where is not None:
+        raise ValueError(
+            "ctx: expected that of a forward pass on the CPU, got one of a GPU; "
+            "higher derivatives are computed on the CPU only, so pass batch_norm a NumPy array with device='cpu'"
+        )
+    x = context(ctx)
+    assert isinstance(ctx, Context)
+    if not ctx.own_statistics:
+        raise ValueError(
+            f"ctx: expected statistics of this x alone, {ctx.count} values a channel, got moments of "
+            f"{ctx.statistics_count}; higher derivatives need the whole batch in one x, without moments="
+        )
+    return x
+
+
+def derivative(name: str, value: object, dtype: np.dtype[Any] | None, channels: int) -> Array | None:
+    """Check a gradient or tangent of a parameter of a dtype, or of none, which has no gradient."""
+    array = parameter(name, value, channels)
+    if array is not None and dtype is None:
+        of = "bias" if name.endswith("bias") else "weight"
+        raise ValueError(f"{name}: expected None, because the forward pass had no {of}, got {values.described(value)}")
     return array
 
 

@@ -70,6 +70,49 @@ def backward(dy, x, weight=None, *, mean=None, var=None, eps=1e-5, axis=1):
     return dx * column(scale, dy, axis), dweight, dbias
 
 
+def jvp(tx, tweight, tbias, x, weight, *, mean=None, var=None, eps=1e-5, axis=1):
+    """Return the tangent of y, through mean, variance and 1 / sqrt one after the other; given statistics are constants."""
+    f = forward(x, mean=mean, var=var, eps=eps, axis=axis)
+    xmu, tx = np.asarray(x, WIDE) - column(f.mean, x, axis), np.asarray(tx, WIDE)
+    txhat = tx * column(f.invstd, x, axis)
+    if mean is None:
+        along = others(x, axis)
+        apart = tx - column(tx.mean(along), x, axis)
+        tvar = 2 * (xmu * apart).mean(along)
+        txhat = apart * column(f.invstd, x, axis) + xmu * column(-(f.invstd**3) * tvar / 2, x, axis)
+    return txhat * column(weight, x, axis) + f.xhat * column(tweight, x, axis) + column(tbias, x, axis)
+
+
+def double_backward(ddx, ddweight, ddbias, dy, x, weight, *, mean=None, var=None, eps=1e-5, axis=1):
+    """Return ddy, dx, dweight: the gradients of sum(jvp(ddx, ddweight, ddbias) * dy), every step of `jvp` taken back.
+
+    That sum is the one that the loss is linear in: ddx, ddweight, ddbias times dx, dweight, dbias.
+    """
+    f = forward(x, mean=mean, var=var, eps=eps, axis=axis)
+    ddy = jvp(ddx, ddweight, ddbias, x, weight, mean=mean, var=var, eps=eps, axis=axis)
+    along, v, g = others(x, axis), np.asarray(ddx, WIDE), np.asarray(dy, WIDE)
+
+    def wide(values):
+        return column(values, x, axis)
+
+    count = WIDE(v.size // f.mean.size)
+    by_txhat, by_xhat = g * wide(weight), g * wide(ddweight)
+    if mean is not None:
+        return ddy, by_xhat * wide(f.invstd), (g * v).sum(along) * f.invstd
+    xmu = np.asarray(x, WIDE) - wide(f.mean)
+    apart = v - wide(v.mean(along))
+    tvar = 2 * (xmu * apart).mean(along)
+    tinvstd = -(f.invstd**3) * tvar / 2
+    dweight = (g * (apart * wide(f.invstd) + xmu * wide(tinvstd))).sum(along)
+    by_tinvstd = (by_txhat * xmu).sum(along)
+    by_tvar = -by_tinvstd * f.invstd**3 / 2
+    by_invstd = (by_txhat * apart + by_xhat * xmu).sum(along) - by_tinvstd * f.invstd**2 * tvar * 3 / 2
+    by_var = -by_invstd * f.invstd**3 / 2
+    by_xmu = by_txhat * wide(tinvstd) + by_xhat * wide(f.invstd)
+    by_xmu = by_xmu + 2 / count * (apart * wide(by_tvar) + xmu * wide(by_var))
+    return ddy, by_xmu - wide(by_xmu.mean(along)), dweight
+
+
 def running(old, batch, momentum):
     """Return the next value of a running statistic."""
     return (1 - WIDE(momentum)) * np.asarray(old, WIDE) + WIDE(momentum) * np.asarray(batch, WIDE)

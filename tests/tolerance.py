@@ -58,6 +58,40 @@ def check_backward(grads, expected, dy, f, weight=None):
         check(grads.dbias, dbias, error * count)
 
 
+def _sizes(dy, f, weight):
+    """What the bounds of derivatives are made of: R, reach, values a channel, the largest scale and its invstd."""
+    reach = float(np.abs(f.xhat).max())
+    count = dy.size // f.mean.size
+    return relative(count, reach, dy.dtype), reach, count, float(np.abs(f.invstd * weight).max()), float(f.invstd.max())
+
+
+def check_jvp(ty, expected, tx, tweight, tbias, f, weight):
+    """Check a tangent of y against the oracle's: weight * invstd * P(tx) + tweight * xhat + tbias.
+
+    P(u) = u - mean(u) - xhat * mean(u * xhat) is the bracket of the backward pass and errs as that does.
+    """
+    error, reach, _, scale, _ = _sizes(tx, f, weight)
+    terms = scale * np.abs(tx).max() * (2 + reach**2) + np.abs(tweight).max() * (1 + reach) + np.abs(tbias).max()
+    check(ty, expected, error * float(terms))
+
+
+def check_double_backward(results, expected, ddx, ddweight, ddbias, dy, f, weight):
+    """Check ddy, dx and dweight against the oracle's.
+
+    dx has the bracket of dy once, times ddweight; and weight * invstd^2 times three terms of products ddx * dy: the
+    bracket of one times the mean of the other and xhat, twice, and xhat times the mean of ddx and the bracket of dy.
+    """
+    error, reach, count, scale, invstd = _sizes(dy, f, weight)
+    ddy, dx, dweight = results
+    v, g = float(np.abs(ddx).max()), float(np.abs(dy).max())
+    bracket = 2 + reach**2
+    check_jvp(ddy, expected[0], ddx, ddweight, ddbias, f, weight)
+    terms = float(np.abs(ddweight).max()) * invstd * g * bracket + scale * invstd * v * g * 3 * (1 + reach) * bracket
+    check(dx, expected[1], error * terms)
+    if dweight is not None:
+        check(dweight, expected[2], error * count * invstd * v * g * bracket)
+
+
 def difference(loss, values, index, step):
     """Return the central difference of loss() by one element of an array that it reads."""
     saved = values[index]

@@ -1,0 +1,203 @@
+"""Higher derivatives: of the backward pass by what it was given, and of the forward pass along tangents.
+
+With xhat = (x - mean) * invstd, n values a channel and the projection P(u) = u - mean(u) - xhat * mean(u * xhat), which
+is the identity through running statistics, the backward pass is linear in dy::
+
+    dx = weight * invstd * P(dy)        dweight = sum(dy * xhat)        dbias = sum(dy)
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fastbn import fast, layout, validate
+from fastbn.results import INVSTD, LOW, MEAN, WEIGHT, Context
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+def batch_norm_double_backward(
+    ddx: Array | None, ddweight: Array | None, ddbias: Array | None, dy: Array, ctx: Context
+) -> tuple[Array, Array, Array | None]:
+    """Return the gradients of a loss of the gradients: go back through `batch_norm_backward`.
+
+    With xhat = (x - mean) * invstd, n values a channel, P(u) = u - mean(u) - xhat * mean(u * xhat)::
+
+        ddy     = weight * invstd * P(ddx) + ddweight * xhat + ddbias
+        dweight = invstd * sum(ddx * P(dy))
+        dx      = ddweight * invstd * P(dy)
+                  - weight * invstd^2 * (xhat * mean(ddx * P(dy)) + mean(dy * xhat) * P(ddx) + mean(ddx * xhat) * P(dy))
+
+    or, through running statistics (a forward pass with ``training=False``), with P(u) = u and
+    ``dx = ddweight * invstd * dy``.
+
+    Parameters
+    ----------
+    ddx : array, shape and dtype of x, or None
+        The gradient of the loss by the dx that `batch_norm_backward` returned; None stands for zeros. Any strides.
+    ddweight, ddbias : array of float32 or float64, shape (C,), or None
+        The gradients of the loss by its dweight and dbias; None stands for zeros.
+    dy : array, shape and dtype of x
+        What `batch_norm_backward` was given. Any strides.
+    ctx : Context
+        From `batch_norm`, computed on the CPU, with statistics of this x alone or with running ones.
+
+    Returns
+    -------
+    ddy : array
+        The gradient of the loss by dy. Shape, dtype and memory order of x.
+    dx : array
+        The gradient of the loss by x. Shape, dtype and memory order of x.
+    dweight : array of the weight's dtype, shape (C,), or None if there was no weight
+        The gradient of the loss by the weight. It does not depend on the bias.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything that does not fit; if x was overwritten by ``out=x``; if the forward pass used `moments` of another
+        count than this x, or was computed on a GPU.
+
+    Notes
+    -----
+    Accumulated and computed as the backward pass: in float64, rounded once (see docs/numerics.md). Nothing is divided
+    by the weight, which may be 0. Results are the same bits for any number of threads.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> x = np.array([[1.0], [2.0], [6.0]])
+    >>> dy = np.array([[1.0], [0.0], [0.0]])
+    >>> _, ctx = fastbn.batch_norm(x, weight=np.ones(1))
+    >>> dx = fastbn.batch_norm_backward(dy, ctx).dx
+    >>> ddy, _, _ = fastbn.batch_norm_double_backward(2 * dx, None, None, dy, ctx)  # of the loss (dx ** 2).sum()
+    >>> bool(np.isclose((ddy * dy).sum(), 2 * (dx**2).sum()))  # which is homogeneous of degree 2 in dy
+    True
+    """
+    x = validate.differentiable(ctx)
+    dy = validate.gradient(dy, x)
+    if ddx is not None:
+        ddx = validate.gradient(ddx, x, "ddx")
+    ddweight = validate.derivative("ddweight", ddweight, ctx.weight_dtype, ctx.channels)
+    ddbias = validate.derivative("ddbias", ddbias, ctx.bias_dtype, ctx.channels)
+    x, v, g = _stored_alike(x, ddx, dy, ctx.axis)
+    ddy, dx = layout.empty(x), layout.empty(x)
+    dweight = np.zeros(ctx.channels)
+    if x.size:
+        view = layout.of(x, ctx.axis).view
+        dweight = _double_backward(view(v), _row(ddweight, ctx), _row(ddbias, ctx), view(g), view(x), ctx, view(ddy), view(dx))  # fmt: skip
+    return ddy, dx, fast.cast(dweight, ctx.weight_dtype)
+
+
+def batch_norm_jvp(tx: Array | None, tweight: Array | None, tbias: Array | None, ctx: Context) -> Array:
+    """Return the tangent of y along tangents of x, weight and bias: the forward mode of differentiation.
+
+    With xhat = (x - mean) * invstd, n values a channel, P(u) = u - mean(u) - xhat * mean(u * xhat)::
+
+        ty = weight * invstd * P(tx) + tweight * xhat + tbias
+
+    or, through running statistics (a forward pass with ``training=False``), with P(u) = u.
+
+    Parameters
+    ----------
+    tx : array, shape and dtype of x, or None
+        The tangent of x; None stands for zeros. Any strides.
+    tweight, tbias : array of float32 or float64, shape (C,), or None
+        The tangents of weight and bias; None stands for zeros.
+    ctx : Context
+        From `batch_norm`, computed on the CPU, with statistics of this x alone or with running ones.
+
+    Returns
+    -------
+    ty : array
+        The tangent of y. Shape, dtype and memory order of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_double_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastbn
+    >>> x = np.array([[1.0], [2.0], [6.0]])
+    >>> y, ctx = fastbn.batch_norm(x)
+    >>> bool(np.abs(fastbn.batch_norm_jvp(np.ones_like(x), None, None, ctx)).max() < 1e-12)  # a shift changes nothing
+    True
+    """
+    x = validate.differentiable(ctx)
+    if tx is not None:
+        tx = validate.gradient(tx, x, "tx")
+    tweight = validate.derivative("tweight", tweight, ctx.weight_dtype, ctx.channels)
+    tbias = validate.derivative("tbias", tbias, ctx.bias_dtype, ctx.channels)
+    x, v = _stored_alike(x, tx, None, ctx.axis)[:2]
+    ty = layout.empty(x)
+    if x.size:
+        view = layout.of(x, ctx.axis).view
+        _jvp(view(v), _row(tweight, ctx), _row(tbias, ctx), view(x), ctx, view(ty))
+    return ty
+
+
+def _row(parameter: Array | None, ctx: Context) -> Array:
+    """Return a per-channel input in float64, zeros for None."""
+    return np.zeros(ctx.channels) if parameter is None else parameter.astype(np.float64)
+
+
+def _stored_alike(x: Array, first: Array | None, second: Array | None, axis: int) -> tuple[Array, Array, Array]:
+    """Return x, contiguous in its order of memory, and the others in the same, copied where need be; None as zeros."""
+    if not layout.of(x, axis).contiguous:
+        x = np.array(x, order="K")
+    own = layout.of(x, axis)
+
+    def conform(array: Array | None) -> Array:
+        if array is None:
+            return np.zeros_like(x)
+        if layout.of(array, axis).fits(own):
+            return array
+        copy = layout.empty(x)
+        np.copyto(copy, array)
+        return copy
+
+    return x, conform(first), conform(second)
+
+
+def _channels(values: Array) -> Array:
+    return np.asarray(values, np.float64)[:, None]
+
+
+def _mean(values: Array) -> Array:
+    return values.mean((0, 2))[:, None]
+
+
+def _wide(x: Array, ctx: Context) -> tuple[Array, Array, Array]:
+    """Return xhat, weight and invstd in float64."""
+    invstd = _channels(ctx.table[INVSTD])
+    xhat = (x.astype(np.float64) - _channels(ctx.table[MEAN]) - _channels(ctx.table[LOW])) * invstd
+    return xhat, _channels(ctx.table[WEIGHT]), invstd
+
+
+def _double_backward(
+    v: Array, ddweight: Array, ddbias: Array, g: Array, x: Array, ctx: Context, ddy: Array, dx: Array
+) -> Array:
+    v, g = v.astype(np.float64), g.astype(np.float64)
+    xhat, weight, s = _wide(x, ctx)
+    ddw = _channels(ddweight)
+    if ctx.frozen:
+        ddy[...] = weight * s * v + ddw * xhat + _channels(ddbias)
+        dx[...] = ddw * s * g
+        return np.asarray((s * (v * g).sum((0, 2))[:, None])[:, 0])
+    v_xhat, g_xhat = _mean(v * xhat), _mean(g * xhat)
+    pv, pg = v - _mean(v) - xhat * v_xhat, g - _mean(g) - xhat * g_xhat
+    a = _mean(v * pg)
+    ddy[...] = weight * s * pv + ddw * xhat + _channels(ddbias)
+    dx[...] = ddw * s * pg - weight * s * s * (xhat * a + g_xhat * pv + v_xhat * pg)
+    return np.asarray((s * a * ctx.count)[:, 0])
+
+
+def _jvp(v: Array, tweight: Array, tbias: Array, x: Array, ctx: Context, ty: Array) -> None:
+    v = v.astype(np.float64)
+    xhat, weight, s = _wide(x, ctx)
+    if not ctx.frozen:
+        v = v - _mean(v) - xhat * _mean(v * xhat)
+    ty[...] = weight * s * v + _channels(tweight) * xhat + _channels(tbias)
