@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn import fast, layout, validate
-from fastbn.results import INVSTD, LOW, MEAN, WEIGHT, Context
+from fastbn.results import Context
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -81,12 +81,14 @@ def batch_norm_double_backward(
         ddx = validate.gradient(ddx, x, "ddx")
     ddweight = validate.derivative("ddweight", ddweight, ctx.weight_dtype, ctx.channels)
     ddbias = validate.derivative("ddbias", ddbias, ctx.bias_dtype, ctx.channels)
-    x, v, g = _stored_alike(x, ddx, dy, ctx.axis)
+    x, v, g = _stored_alike(x, ctx.axis, ddx, dy)
     ddy, dx = layout.empty(x), layout.empty(x)
     dweight = np.zeros(ctx.channels)
     if x.size:
         view = layout.of(x, ctx.axis).view
-        dweight = _double_backward(view(v), _row(ddweight, ctx), _row(ddbias, ctx), view(g), view(x), ctx, view(ddy), view(dx))  # fmt: skip
+        dweight = _backend().double_backward(
+            view(v), ddweight, ddbias, view(g), view(x), ctx.table, ctx.frozen, view(ddy), view(dx)
+        )
     return ddy, dx, fast.cast(dweight, ctx.weight_dtype)
 
 
@@ -131,73 +133,33 @@ def batch_norm_jvp(tx: Array | None, tweight: Array | None, tbias: Array | None,
         tx = validate.gradient(tx, x, "tx")
     tweight = validate.derivative("tweight", tweight, ctx.weight_dtype, ctx.channels)
     tbias = validate.derivative("tbias", tbias, ctx.bias_dtype, ctx.channels)
-    x, v = _stored_alike(x, tx, None, ctx.axis)[:2]
+    x, v = _stored_alike(x, ctx.axis, tx)
     ty = layout.empty(x)
     if x.size:
         view = layout.of(x, ctx.axis).view
-        _jvp(view(v), _row(tweight, ctx), _row(tbias, ctx), view(x), ctx, view(ty))
+        _backend().jvp(view(v), tweight, tbias, view(x), ctx.table, ctx.frozen, view(ty))
     return ty
 
 
-def _row(parameter: Array | None, ctx: Context) -> Array:
-    """Return a per-channel input in float64, zeros for None."""
-    return np.zeros(ctx.channels) if parameter is None else parameter.astype(np.float64)
-
-
-def _stored_alike(x: Array, first: Array | None, second: Array | None, axis: int) -> tuple[Array, Array, Array]:
+def _stored_alike(x: Array, axis: int, *others: Array | None) -> list[Array]:
     """Return x, contiguous in its order of memory, and the others in the same, copied where need be; None as zeros."""
     if not layout.of(x, axis).contiguous:
         x = np.array(x, order="K")
     own = layout.of(x, axis)
-
-    def conform(array: Array | None) -> Array:
+    alike = [x]
+    for array in others:
         if array is None:
-            return np.zeros_like(x)
-        if layout.of(array, axis).fits(own):
-            return array
-        copy = layout.empty(x)
-        np.copyto(copy, array)
-        return copy
-
-    return x, conform(first), conform(second)
-
-
-def _channels(values: Array) -> Array:
-    return np.asarray(values, np.float64)[:, None]
+            array = np.zeros_like(x)
+        elif not layout.of(array, axis).fits(own):
+            copy = layout.empty(x)
+            np.copyto(copy, array)
+            array = copy
+        alike.append(array)
+    return alike
 
 
-def _mean(values: Array) -> Array:
-    return values.mean((0, 2))[:, None]
+def _backend() -> Any:
+    """Return the backend; importing it imports Numba, which `import fastbn` must not."""
+    from fastbn.backends import cpu_derivatives
 
-
-def _wide(x: Array, ctx: Context) -> tuple[Array, Array, Array]:
-    """Return xhat, weight and invstd in float64."""
-    invstd = _channels(ctx.table[INVSTD])
-    xhat = (x.astype(np.float64) - _channels(ctx.table[MEAN]) - _channels(ctx.table[LOW])) * invstd
-    return xhat, _channels(ctx.table[WEIGHT]), invstd
-
-
-def _double_backward(
-    v: Array, ddweight: Array, ddbias: Array, g: Array, x: Array, ctx: Context, ddy: Array, dx: Array
-) -> Array:
-    v, g = v.astype(np.float64), g.astype(np.float64)
-    xhat, weight, s = _wide(x, ctx)
-    ddw = _channels(ddweight)
-    if ctx.frozen:
-        ddy[...] = weight * s * v + ddw * xhat + _channels(ddbias)
-        dx[...] = ddw * s * g
-        return np.asarray((s * (v * g).sum((0, 2))[:, None])[:, 0])
-    v_xhat, g_xhat = _mean(v * xhat), _mean(g * xhat)
-    pv, pg = v - _mean(v) - xhat * v_xhat, g - _mean(g) - xhat * g_xhat
-    a = _mean(v * pg)
-    ddy[...] = weight * s * pv + ddw * xhat + _channels(ddbias)
-    dx[...] = ddw * s * pg - weight * s * s * (xhat * a + g_xhat * pv + v_xhat * pg)
-    return np.asarray((s * a * ctx.count)[:, 0])
-
-
-def _jvp(v: Array, tweight: Array, tbias: Array, x: Array, ctx: Context, ty: Array) -> None:
-    v = v.astype(np.float64)
-    xhat, weight, s = _wide(x, ctx)
-    if not ctx.frozen:
-        v = v - _mean(v) - xhat * _mean(v * xhat)
-    ty[...] = weight * s * v + _channels(tweight) * xhat + _channels(tbias)
+    return cpu_derivatives

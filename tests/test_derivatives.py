@@ -31,7 +31,9 @@ def test_against_the_oracle(rng, shape, axis, dtype, frozen):
     expected = reference.double_backward(v, ddweight, ddbias, dy, x, weight, axis=axis, **statistics)
     check_double_backward(results, expected, v, ddweight, ddbias, dy, f, weight)
     ty = fastbn.batch_norm_jvp(v, ddweight, ddbias, ctx)
-    check_jvp(ty, reference.jvp(v, ddweight, ddbias, x, weight, axis=axis, **statistics), v, ddweight, ddbias, f, weight)
+    check_jvp(
+        ty, reference.jvp(v, ddweight, ddbias, x, weight, axis=axis, **statistics), v, ddweight, ddbias, f, weight
+    )
     assert {a.dtype for a in (*results, ty)} == {np.dtype(dtype)}
 
 

@@ -22,13 +22,13 @@ from fastbn_kernels.cpu import short as short_kernels
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
-def _plan(x: Array) -> plan.Plan:
+def plan_of(x: Array) -> plan.Plan:
     count = threads.count() if x.size >= plan.PARALLEL_FROM else 1
     N, C, S = x.shape
     return plan.make(N, C, S, x.itemsize, count)
 
 
-def _data(array: Array, own: plan.Plan) -> Array:
+def data_of(array: Array, own: plan.Plan) -> Array:
     """Return (N, C, S) as a kernel takes it: rows if S is 1, the bits of a 16-bit float as an integer."""
     array = _bits(array)
     return array[:, :, 0] if own.family == "adjacent" else array
@@ -36,37 +36,37 @@ def _data(array: Array, own: plan.Plan) -> Array:
 
 def moments(x: Array) -> tuple[Array, Array, Array]:
     """Return mean, low (what the arithmetic on x rounds off the mean) and m2 of every channel."""
-    own = _plan(x)
+    own = plan_of(x)
     mean, low, m2 = np.empty((3, x.shape[1]))
     kernel = moments_kernels.moments_adjacent if own.family == "adjacent" else moments_kernels.moments_apart
-    data = _data(x, own)
+    data = data_of(x, own)
     kernel.launch(data.dtype, own.parallel, data, mean, low, m2)
     return mean, low, m2
 
 
 def forward(x: Array, table: Array, eps: float, y: Array) -> None:
     """Normalise with the batch's own statistics, which fill the table."""
-    own = _plan(x)
+    own = plan_of(x)
     mean, low, m2, invstd, weight, bias = table
     if own.family == "apart" and not own.whole:
-        data = _data(x, own)
+        data = data_of(x, own)
         moments_kernels.moments_apart.launch(data.dtype, own.parallel, data, mean, low, m2)
         _normalize(x, table, m2 / (x.shape[0] * x.shape[2]), eps, y)
         return
-    data = _data(x, own)
+    data = data_of(x, own)
     given = data, weight, bias, eps, own.past_cache[0]
     if own.family == "short":
         short_kernels.forward_short.launch(
-            data.dtype, own.parallel, *given, own.groups, _data(y, own), mean, low, m2, invstd
+            data.dtype, own.parallel, *given, own.groups, data_of(y, own), mean, low, m2, invstd
         )
     elif own.stretches and own.past_cache[0]:
         overlap_kernels.forward_overlapped.launch(
-            data.dtype, own.parallel, data, weight, bias, eps, own.stretches, _data(y, own), mean, low, m2, invstd
+            data.dtype, own.parallel, data, weight, bias, eps, own.stretches, data_of(y, own), mean, low, m2, invstd
         )
     else:
         adjacent = own.family == "adjacent"
         kernel = normalize_kernels.forward_adjacent if adjacent else normalize_kernels.forward_apart
-        kernel.launch(data.dtype, own.parallel, *given, _data(y, own), mean, low, m2, invstd)
+        kernel.launch(data.dtype, own.parallel, *given, data_of(y, own), mean, low, m2, invstd)
 
 
 def normalize(x: Array, table: Array, eps: float, y: Array) -> None:
@@ -80,28 +80,28 @@ def normalize(x: Array, table: Array, eps: float, y: Array) -> None:
 
 
 def _normalize(x: Array, table: Array, var: Array, eps: float, y: Array) -> None:
-    own = _plan(x)
+    own = plan_of(x)
     mean, low, _, invstd, weight, bias = table
     scale, shift = np.empty((2, mean.size))
     normalize_kernels.fold_parameters.get(table.dtype, False)(low, var, weight, bias, eps, scale, shift, invstd)
-    data = _data(x, own)
+    data = data_of(x, own)
     given = data, mean, scale, shift, own.past_cache[0]
     if own.family == "short":
-        short_kernels.normalize_short.launch(data.dtype, own.parallel, *given, own.groups, _data(y, own))
+        short_kernels.normalize_short.launch(data.dtype, own.parallel, *given, own.groups, data_of(y, own))
     else:
         adjacent = own.family == "adjacent"
         kernel = normalize_kernels.normalize_adjacent if adjacent else normalize_kernels.normalize_apart
-        kernel.launch(data.dtype, own.parallel, *given, _data(y, own))
+        kernel.launch(data.dtype, own.parallel, *given, data_of(y, own))
 
 
 def sums(dy: Array, x: Array, table: Array) -> tuple[Array, Array]:
     """Return the sums of dy and of dy * xhat of every channel."""
-    own = _plan(x)
+    own = plan_of(x)
     mean, low, _, invstd, _, _ = table
     sum_dy, sum_dy_xhat = np.empty((2, mean.size))
     kernel = backward_kernels.sums_adjacent if own.family == "adjacent" else backward_kernels.sums_apart
-    data = _data(x, own)
-    kernel.launch(data.dtype, own.parallel, _data(dy, own), data, mean, low, invstd, sum_dy, sum_dy_xhat)
+    data = data_of(x, own)
+    kernel.launch(data.dtype, own.parallel, data_of(dy, own), data, mean, low, invstd, sum_dy, sum_dy_xhat)
     return sum_dy, sum_dy_xhat
 
 
@@ -109,26 +109,26 @@ def gradient(
     dy: Array, x: Array, table: Array, sum_dy: Array, sum_dy_xhat: Array, count: int, frozen: bool, dx: Array
 ) -> None:
     """Write dx from given sums over `count` values a channel."""
-    own = _plan(x)
+    own = plan_of(x)
     mean, low, _, invstd, weight, _ = table
     statistics = weight, mean, low, invstd, sum_dy, sum_dy_xhat, float(count), frozen, own.past_cache[1]
     kernel = backward_kernels.gradient_adjacent if own.family == "adjacent" else backward_kernels.gradient_apart
-    data = _data(x, own)
-    kernel.launch(data.dtype, own.parallel, _data(dy, own), data, *statistics, _data(dx, own))
+    data = data_of(x, own)
+    kernel.launch(data.dtype, own.parallel, data_of(dy, own), data, *statistics, data_of(dx, own))
 
 
 def backward(dy: Array, x: Array, table: Array, frozen: bool, dx: Array) -> tuple[Array, Array]:
     """Write dx; return the sums of dy and of dy * xhat of every channel."""
-    own = _plan(x)
+    own = plan_of(x)
     if own.family == "apart" and not own.whole:
         given = sums(dy, x, table)
         gradient(dy, x, table, *given, x.shape[0] * x.shape[2], frozen, dx)
         return given
     mean, low, _, invstd, weight, _ = table
     sum_dy, sum_dy_xhat = np.empty((2, mean.size))
-    data = _data(x, own)
-    arguments = _data(dy, own), data, weight, mean, low, invstd, frozen, own.past_cache[1]
-    results = _data(dx, own), sum_dy, sum_dy_xhat
+    data = data_of(x, own)
+    arguments = data_of(dy, own), data, weight, mean, low, invstd, frozen, own.past_cache[1]
+    results = data_of(dx, own), sum_dy, sum_dy_xhat
     if own.family == "short":
         short_kernels.backward_short.launch(data.dtype, own.parallel, *arguments, own.groups, *results)
     elif own.stretches and own.past_cache[1] and not frozen:

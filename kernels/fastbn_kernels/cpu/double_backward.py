@@ -1,0 +1,221 @@
+"""Back through the backward pass: five sums a channel, then two linear combinations a value.
+
+With xhat = (x - mean) * invstd, n values a channel and P(u) = u - mean(u) - xhat * mean(u * xhat), the backward pass is
+
+    dx = weight * invstd * P(dy)        dweight = sum dy * xhat        dbias = sum dy
+
+Let v, ddweight, ddbias be the gradients of a loss by these three, and g = dy. As P is its own transpose, the loss is
+linear in them through L = weight * invstd * A + ddweight * sum(g * xhat) + ddbias * sum(g), where
+
+    A = sum v * P(g) = sum(v * g) - n * mean(v) * mean(g) - n * V * G        V = mean(v * xhat)        G = mean(g * xhat)
+
+By g, that is ddy. By the weight, it is invstd * A: nothing is divided by a weight. By x, invstd changes by
+-invstd^2 * xhat / n, and what changes with xhat by h changes with x by invstd * P(h); A changes with xhat by
+-(G * v + V * g). So
+
+    ddy     = weight * invstd * P(v) + ddweight * xhat + ddbias
+    dweight = invstd * A
+    dx      = ddweight * invstd * P(g) - weight * invstd^2 * (xhat * A / n + G * P(v) + V * P(g))
+
+Both are combinations of v, g, x - mean and 1, whose coefficients are made once a channel. Through running statistics,
+P(u) = u and dx has its first term alone: `fastbn/backends/cpu_derivatives.py` makes that of other kernels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastbn_kernels.cpu.backward import add_rows
+from fastbn_kernels.cpu.call import INVSTD, LOW, MEAN, WEIGHT
+from fastbn_kernels.cpu.double_loops import (
+    band_double_gradient,
+    band_double_sums,
+    run_double_gradient,
+    runs_double_sums,
+)
+from fastbn_kernels.cpu.tiles import (
+    block_bounds,
+    block_tasks,
+    merge_bounds,
+    merge_tasks,
+    rows_together,
+    tile_bounds,
+    tile_count,
+)
+from fastbn_kernels.cpu.wide import fold, wide, wide_rows
+from fastbn_kernels.formulas import sum_with_xhat
+from fastbn_kernels.jit import Array, ReadC, ReadNCS, ReadRC, Table, WriteC, WriteNCS, WriteRC, kernel, prange, scalar
+
+SUMS = 5  # of v, v * (x - mean), v * g, g, g * (x - mean)
+COEFFICIENTS = 6
+
+# Rows that are summed, or written, at once; see `bands`. Three tensors are read.
+BAND = 4
+
+# ---------------------------------------------------------------- channels apart
+
+
+@scalar
+def double_coefficients(
+    count: float, table: Array, k: int, ddweight: float, ddbias: float, sums: tuple[float, float, float, float, float]
+) -> tuple[tuple[float, float, float, float, float, float], float]:
+    """Return (a, b, c, e, h, o) of channel k, and the gradient of its weight.
+
+    ddy = a * v + (b * (x - mean) + c)        dx = e * v + (b * g + (h * (x - mean) + o))
+    """
+    low, invstd = table[LOW, k], table[INVSTD, k]
+    v, vx, vg, g, gx = sums
+    v_xhat = sum_with_xhat(v, vx, low, invstd) / count
+    g_xhat = sum_with_xhat(g, gx, low, invstd) / count
+    v, g = v / count, g / count
+    product = vg / count - v * g - v_xhat * g_xhat
+    a = table[WEIGHT, k] * invstd
+    b = invstd * (ddweight - a * v_xhat)
+    e = -a * invstd * g_xhat
+    h = -invstd * (e * v_xhat + b * g_xhat + a * invstd * product)
+    return (a, b, ddbias - a * v - b * low, e, h, -e * v - b * g - h * low), invstd * product * count
+
+
+@scalar
+def tile_double_sums(
+    v: Array, g: Array, x: Array, k: int, tile: int, mean: float
+) -> tuple[float, float, float, float, float]:
+    """Return the sums of one tile of channel k."""
+    N, C, S = x.shape
+    n0, n1, s0, s1 = tile_bounds(tile, N, S)
+    sums = runs_double_sums(v, g, x, (n0 * C + k) * S + s0, C * S, n1 - n0, s1 - s0, mean)
+    return sums
+
+
+@scalar
+def tile_double_gradient(
+    v: Array, g: Array, x: Array, k: int, tile: int, mean: float,
+    coefficients: tuple[float, float, float, float, float, float], ddy: Array, dx: Array,
+) -> None:  # fmt: skip
+    """Write ddy and dx of one tile of channel k, last run first."""
+    N, C, S = x.shape
+    n0, n1, s0, s1 = tile_bounds(tile, N, S)
+    for i in range(n1 - n0):
+        run_double_gradient(v, g, x, ((n1 - 1 - i) * C + k) * S + s0, s1 - s0, mean, coefficients, ddy, dx)
+
+
+@kernel
+def double_backward_apart(
+    v: ReadNCS, g: ReadNCS, x: ReadNCS, table: Table, ddweight: ReadC, ddbias: ReadC,
+    ddy: WriteNCS, dx: WriteNCS, dweight: WriteC,
+) -> None:  # fmt: skip
+    """Write ddy, dx and dweight, whole channels spread over the threads: each is read from memory once."""
+    N, C, S = x.shape
+    tiles = tile_count(N, S)
+    for k in prange(C):
+        mean = table[MEAN, k]
+        s0, s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0, 0.0
+        for tile in range(tiles):
+            p0, p1, p2, p3, p4 = tile_double_sums(v, g, x, k, tile, mean)
+            s0, s1, s2, s3, s4 = s0 + p0, s1 + p1, s2 + p2, s3 + p3, s4 + p4
+        coefficients, dweight[k] = double_coefficients(
+            np.float64(N * S), table, k, ddweight[k], ddbias[k], (s0, s1, s2, s3, s4)
+        )
+        for tile in range(tiles):
+            tile_double_gradient(v, g, x, k, tiles - 1 - tile, mean, coefficients, ddy, dx)
+
+
+@kernel
+def double_backward_tiles(
+    v: ReadNCS, g: ReadNCS, x: ReadNCS, table: Table, ddweight: ReadC, ddbias: ReadC,
+    ddy: WriteNCS, dx: WriteNCS, dweight: WriteC,
+) -> None:  # fmt: skip
+    """Write ddy, dx and dweight, tiles spread over the threads: for few channels."""
+    N, C, S = x.shape
+    tiles = tile_count(N, S)
+    slots = np.empty((C * tiles, SUMS))
+    made = np.empty((C, COEFFICIENTS))
+    for task in prange(C * tiles):
+        k = task // tiles
+        sums = tile_double_sums(v, g, x, k, task % tiles, table[MEAN, k])
+        slots[task, 0], slots[task, 1], slots[task, 2], slots[task, 3], slots[task, 4] = sums
+    for k in range(C):
+        s0, s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0, 0.0
+        for task in range(k * tiles, (k + 1) * tiles):
+            s0, s1, s2 = s0 + slots[task, 0], s1 + slots[task, 1], s2 + slots[task, 2]
+            s3, s4 = s3 + slots[task, 3], s4 + slots[task, 4]
+        coefficients, dweight[k] = double_coefficients(
+            np.float64(N * S), table, k, ddweight[k], ddbias[k], (s0, s1, s2, s3, s4)
+        )
+        made[k, 0], made[k, 1], made[k, 2], made[k, 3], made[k, 4], made[k, 5] = coefficients
+    for i in prange(C * tiles):
+        task = C * tiles - 1 - i
+        k = task // tiles
+        given = made[k, 0], made[k, 1], made[k, 2], made[k, 3], made[k, 4], made[k, 5]
+        tile_double_gradient(v, g, x, k, task % tiles, table[MEAN, k], given, ddy, dx)
+
+
+# ---------------------------------------------------------------- rows of adjacent channels
+
+
+@scalar
+def block_double_sums(v: Array, g: Array, x: Array, task: int, mean: Array, sums: Array) -> None:
+    """Fill this tile's part of the sums (blocks, SUMS, wide C); mean is that of a wide row."""
+    C = x.shape[1]
+    block, r0, r1, c0, c1 = block_bounds(task, x.shape[0], C)
+    together = rows_together(C)
+    sums[block, :, c0:c1] = 0.0
+    t0, t1, t2 = sums[block, 0, c0:c1], sums[block, 1, c0:c1], sums[block, 2, c0:c1]
+    t3, t4 = sums[block, 3, c0:c1], sums[block, 4, c0:c1]
+    start, step, rows, width, m = r0 * C + c0, together * C, (r1 - r0) // together, c1 - c0, mean[c0:c1]
+    each = rows // BAND
+    for row in range(each):
+        band_double_sums(v, g, x, start + row * step, each * step, BAND, width, m, t0, t1, t2, t3, t4)
+    for row in range(each * BAND, rows):
+        band_double_sums(v, g, x, start + row * step, step, 1, width, m, t0, t1, t2, t3, t4)
+    if together > 1:
+        for sum_ in (t0, t1, t2, t3, t4):
+            fold(sum_, C)
+        for row in range(r0 + rows * together, r1):
+            band_double_sums(v, g, x, row * C, C, 1, C, m, t0, t1, t2, t3, t4)
+
+
+@scalar
+def merge_double_sums(
+    task: int, count: float, sums: Array, table: Array, ddweight: Array, ddbias: Array, made: Array, dweight: Array
+) -> None:
+    """Make the coefficients of this group of channels from the sums of all blocks; block 0 is overwritten."""
+    c0, c1 = merge_bounds(task, dweight.size)
+    for block in range(1, sums.shape[0]):
+        for i in range(SUMS):
+            add_rows(sums[0, i, c0:c1], sums[block, i, c0:c1])
+    for k in range(c0, c1):
+        coefficients, dweight[k] = double_coefficients(
+            count, table, k, ddweight[k], ddbias[k],
+            (sums[0, 0, k], sums[0, 1, k], sums[0, 2, k], sums[0, 3, k], sums[0, 4, k]),
+        )  # fmt: skip
+        made[0, k], made[1, k], made[2, k], made[3, k], made[4, k], made[5, k] = coefficients
+
+
+@kernel
+def double_backward_adjacent(
+    v: ReadRC, g: ReadRC, x: ReadRC, table: Table, ddweight: ReadC, ddbias: ReadC,
+    ddy: WriteRC, dx: WriteRC, dweight: WriteC,
+) -> None:  # fmt: skip
+    """Write ddy, dx and dweight, tiles spread over the threads."""
+    R, C = x.shape
+    blocks, tasks = block_tasks(R, C)
+    mean = wide(x, table[MEAN])
+    sums = np.empty((blocks, SUMS, mean.size))
+    made = np.empty((COEFFICIENTS, C))
+    for task in prange(tasks):
+        block_double_sums(v, g, x, task, mean, sums)
+    for task in prange(merge_tasks(C)):
+        merge_double_sums(task, np.float64(R), sums, table, ddweight, ddbias, made, dweight)
+    a, b, c = wide(x, made[0]), wide(x, made[1]), wide(x, made[2])
+    e, h, o = wide(x, made[3]), wide(x, made[4]), wide(x, made[5])
+    for i in prange(tasks):
+        start, step, rows, c0, c1, rest, tail = wide_rows(tasks - 1 - i, R, C)
+        wide_ = mean[c0:], a[c0:], b[c0:], c[c0:], e[c0:], h[c0:], o[c0:]
+        each = rows // BAND
+        for row in range(each):
+            band_double_gradient(v, g, x, start + row * step, each * step, BAND, c1 - c0, *wide_, ddy, dx)
+        for row in range(each * BAND, rows):
+            band_double_gradient(v, g, x, start + row * step, step, 1, c1 - c0, *wide_, ddy, dx)
+        for row in range(rest):
+            band_double_gradient(v, g, x, tail + row * C, C, 1, C, *wide_, ddy, dx)
