@@ -29,6 +29,12 @@ OF_THE_DATA = {"ReadNCS", "ReadRC", "WriteNCS", "WriteRC", "ReadP", "WriteP"}
 # What `batch_moments`, `backward_sums` and `batch_norm_backward(sums=...)` need for adjacent channels, and nothing else
 # does. Their like for channels apart serve ordinary calls too, if there are fewer channels than keep the threads busy.
 DISTRIBUTED = {"moments_adjacent", "sums_adjacent", "gradient_adjacent"}
+# What `batch_norm_double_backward` and `batch_norm_jvp` need.
+DERIVATIVES = {
+    "double_backward_apart", "double_backward_tiles", "double_backward_adjacent",
+    "jvp_apart", "tangent_apart", "tangent_adjacent",
+}  # fmt: skip
+RARE = DISTRIBUTED | DERIVATIVES
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 
@@ -75,8 +81,8 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
     progress : callable, optional
         Called as ``progress(done, total, name)`` before every kernel, and once with an empty name at the end.
     rare : bool, default False
-        Compile all kernels: also those that statistics over several machines need, and the twins for one thread, which
-        serve small arrays where an ordinary call turns into an unusual one.
+        Compile all kernels: also those that statistics over several machines and higher derivatives need, and the twins
+        for one thread, which serve small arrays where an ordinary call turns into an unusual one.
 
     Returns
     -------
@@ -129,7 +135,7 @@ def _tasks(names: Sequence[str], rare: bool) -> Iterator[tuple[Any, np.dtype[Any
     several = threads.count() > 1
     shared: list[np.dtype[Any]] = [np.dtype(np.float64)]
     for kernel in _kernels():
-        if kernel.name in DISTRIBUTED and not rare:
+        if kernel.name in RARE and not rare:
             continue
         source = kernel.source
         by_dtype = not OF_THE_DATA.isdisjoint(source.__annotations__.values())

@@ -202,6 +202,67 @@ SUMS = [
 ]
 
 
+def good_double_backward():
+    a = good_backward()
+    ones = {name: np.ones(3, F4) for name in ("ddweight", "ddbias")}
+    return {"ddx": np.ones((4, 3, 2), F4), **ones, "dy": a["dy"], "ctx": a["ctx"]}
+
+
+def good_jvp():
+    a = good_double_backward()
+    return {"tx": a["ddx"], "tweight": a["ddweight"], "tbias": a["ddbias"], "ctx": a["ctx"]}
+
+
+class ContextOfGpu(fastbn.Context):
+    """As far as one can tell without looking further, what a forward pass on a GPU left."""
+
+    where = "there"
+
+
+def on_gpu(a):
+    """The context of the good call, as if it came from a GPU."""
+    ctx = a["ctx"]
+    return {"ctx": ContextOfGpu(ctx.x, ctx.axis, ctx.count, ctx.table, ctx.weight_dtype, ctx.bias_dtype)}
+
+
+def bare(a):
+    """A context without weight and bias."""
+    return {"ctx": fastbn.batch_norm(a["ctx"].x)[1]}
+
+
+DERIVATIVES = [
+    ("ctx", "None", TypeError, {"ctx": None}),
+    ("ctx", "x was overwritten by out=x", ValueError, overwritten),
+    ("ctx", "from a GPU", ValueError, on_gpu),
+    ("ctx", "of moments of more than x", ValueError, lambda a: {"ctx": shared(a)["ctx"]}),
+]
+
+DOUBLE_BACKWARD = [
+    *DERIVATIVES,
+    ("dy", "another shape than x", ValueError, {"dy": np.ones((4, 3), F4)}),
+    ("dy", "None", TypeError, {"dy": None}),
+    ("ddx", "another shape than x", ValueError, {"ddx": np.ones((4, 3), F4)}),
+    ("ddx", "another dtype than x", TypeError, {"ddx": np.ones((4, 3, 2))}),
+    ("ddx", "a list", TypeError, {"ddx": [1]}),
+    ("ddweight", "another number of channels", ValueError, {"ddweight": np.ones(4, F4)}),
+    ("ddweight", "integers", TypeError, {"ddweight": np.ones(3, np.int64)}),
+    ("ddweight", "given without a weight", ValueError, bare),
+    ("ddbias", "another number of channels", ValueError, {"ddbias": np.ones(4, F4)}),
+    ("ddbias", "given without a bias", ValueError, lambda a: bare(a) | {"ddweight": None}),
+]
+
+JVP = [
+    *DERIVATIVES,
+    ("tx", "another shape than x", ValueError, {"tx": np.ones((4, 3), F4)}),
+    ("tx", "another dtype than x", TypeError, {"tx": np.ones((4, 3, 2))}),
+    ("tx", "a number", TypeError, {"tx": 1.0}),
+    ("tweight", "another number of channels", ValueError, {"tweight": np.ones(4, F4)}),
+    ("tweight", "given without a weight", ValueError, bare),
+    ("tbias", "a list", TypeError, {"tbias": [0, 0, 0]}),
+    ("tbias", "given without a bias", ValueError, lambda a: bare(a) | {"tweight": None}),
+]
+
+
 def only(*names):
     """Return what makes good arguments of some of the names."""
     return lambda: {name: value for name, value in (good() | good_backward()).items() if name in names}
@@ -214,4 +275,6 @@ TABLE = [
     ("batch_norm_backward", good_backward, fastbn.batch_norm_backward, BACKWARD),
     ("batch_moments", only("x"), fastbn.batch_moments, MOMENTS),
     ("backward_sums", only("dy", "ctx"), fastbn.backward_sums, SUMS),
+    ("batch_norm_double_backward", good_double_backward, fastbn.batch_norm_double_backward, DOUBLE_BACKWARD),
+    ("batch_norm_jvp", good_jvp, fastbn.batch_norm_jvp, JVP),
 ]

@@ -71,7 +71,7 @@ def backward(dy, x, weight=None, *, mean=None, var=None, eps=1e-5, axis=1):
 
 
 def jvp(tx, tweight, tbias, x, weight, *, mean=None, var=None, eps=1e-5, axis=1):
-    """Return the tangent of y, through mean, variance and 1 / sqrt one after the other; given statistics are constants."""
+    """Return the tangent of y, through mean, variance and 1 / sqrt one by one; given statistics are constants."""
     f = forward(x, mean=mean, var=var, eps=eps, axis=axis)
     xmu, tx = np.asarray(x, WIDE) - column(f.mean, x, axis), np.asarray(tx, WIDE)
     txhat = tx * column(f.invstd, x, axis)

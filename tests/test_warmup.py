@@ -131,7 +131,7 @@ def test_what_is_listed():
             assert (kernel.name, dtype.char, parallel) not in found
             found.add((kernel.name, dtype.char, parallel))
     assert ordinary < rare
-    assert {name for name, *_ in rare} - {name for name, *_ in ordinary} == warmup.DISTRIBUTED
+    assert {name for name, *_ in rare} - {name for name, *_ in ordinary} == warmup.RARE
     assert ("fold_parameters", "d", False) in ordinary
     assert all(not parallel for name, _, parallel in rare if name.startswith(("call_", "enter", "leave", "fold_")))
     assert {("forward_short", "f", True), ("forward_short", "f", False), ("moments_adjacent", "f", True)} <= rare

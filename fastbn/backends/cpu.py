@@ -23,6 +23,7 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 def plan_of(x: Array) -> plan.Plan:
+    """Return the plan of x for the threads that there are now."""
     count = threads.count() if x.size >= plan.PARALLEL_FROM else 1
     N, C, S = x.shape
     return plan.make(N, C, S, x.itemsize, count)

@@ -7,7 +7,7 @@ With xhat = (x - mean) * invstd, n values a channel and P(u) = u - mean(u) - xha
 Let v, ddweight, ddbias be the gradients of a loss by these three, and g = dy. As P is its own transpose, the loss is
 linear in them through L = weight * invstd * A + ddweight * sum(g * xhat) + ddbias * sum(g), where
 
-    A = sum v * P(g) = sum(v * g) - n * mean(v) * mean(g) - n * V * G        V = mean(v * xhat)        G = mean(g * xhat)
+    A = sum v * P(g) = sum(v * g) - n * mean(v) * mean(g) - n * V * G    V = mean(v * xhat)    G = mean(g * xhat)
 
 By g, that is ddy. By the weight, it is invstd * A: nothing is divided by a weight. By x, invstd changes by
 -invstd^2 * xhat / n, and what changes with xhat by h changes with x by invstd * P(h); A changes with xhat by
@@ -83,8 +83,8 @@ def tile_double_sums(
     """Return the sums of one tile of channel k."""
     N, C, S = x.shape
     n0, n1, s0, s1 = tile_bounds(tile, N, S)
-    sums = runs_double_sums(v, g, x, (n0 * C + k) * S + s0, C * S, n1 - n0, s1 - s0, mean)
-    return sums
+    t0, t1, t2, t3, t4 = runs_double_sums(v, g, x, (n0 * C + k) * S + s0, C * S, n1 - n0, s1 - s0, mean)
+    return t0, t1, t2, t3, t4
 
 
 @scalar
