@@ -2,9 +2,9 @@
 
 Import these from `fastbn_kernels.cpu`. They are compiled functions of arrays, to be called from `@njit` code, parallel
 or not, and from Python. They run in the thread that calls them, hold no lock, and use the tiles and sums of the kernels
-in this folder, so that results are those of `fastbn.batch_norm`: for x (N, C) the same bits, for x (N, C, S) the same
-bits unless fastbn takes several channels at once (at most 256 values a run; `short.py`), where both keep the same
-bounds.
+in this folder, so that results are those of `fastbn.batch_norm`: the same bits for x (N, C), and for x (N, C, S) with
+S > 1 wherever fastbn takes a channel at a time. Where it takes several (`short.py`: at most 256 values a run, at least
+16 samples and 16 channels, 32768 values and more), sums are added up in another order, and both keep the same bounds.
 
     x, y, dy, dx                 float32 or float64, all of one dtype, C-contiguous, (N, C, S) or (N, C). y may be x; dx
                                  may be dy or x. Numba has no arrays of 16-bit floats.
@@ -16,7 +16,7 @@ bounds.
 
 What Numba knows of a type is checked when a call is compiled (TypingError), shapes, aliases and eps when it runs
 (ValueError, nothing written). The `_channel` functions, which stand inside the caller's own loop, check types alone:
-a shape that does not fit reads or writes memory that is not theirs, as any array index in `@njit` code does.
+a shape or a channel that does not fit reads or writes memory that is not theirs, as an array index in `@njit` code does.
 """
 
 from __future__ import annotations
@@ -92,9 +92,8 @@ def is_or_apart(a: Array, b: Array) -> bool:
 @scalar
 def mean_fits(mean: Array, C: int) -> bool:
     """Return whether the mean is (C,) or (2, C)."""
-    if mean.ndim == 2:
-        return mean.shape[0] == 2 and mean.shape[1] == C
-    return mean.size == C
+    fits: bool = mean.shape == (2, C) if mean.ndim == 2 else mean.size == C
+    return fits
 
 
 # ---------------------------------------------------------------- the mean, in one row or two
@@ -161,9 +160,7 @@ def batch_norm_backward_channel(
 
 
 @scalar
-def batch_norm_forward(
-    x: Array, weight: Array, bias: Array, eps: float, y: Array, mean: Array, invstd: Array
-) -> None:
+def batch_norm_forward(x: Array, weight: Array, bias: Array, eps: float, y: Array, mean: Array, invstd: Array) -> None:
     """Normalise x, (N, C, S) or (N, C), with its own statistics to y, which may be x; fill mean and invstd.
 
     ``y = (x - mean) * invstd * weight + bias``, ``invstd = 1 / sqrt(var + eps)``, a channel at a time.
@@ -220,9 +217,7 @@ def batch_norm_backward(
 
 
 @scalar
-def batch_norm_inference(
-    x: Array, mean: Array, var: Array, weight: Array, bias: Array, eps: float, y: Array
-) -> None:
+def batch_norm_inference(x: Array, mean: Array, var: Array, weight: Array, bias: Array, eps: float, y: Array) -> None:
     """Normalise x, (N, C, S) or (N, C), with given statistics to y, which may be x."""
     compile_time_check((x,), (y,), (weight, bias, mean, var))
     C = x.shape[1]
