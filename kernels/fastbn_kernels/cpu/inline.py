@@ -16,7 +16,7 @@ S > 1 wherever fastbn takes a channel at a time. Where it takes several (`short.
 
 What Numba knows of a type is checked when a call is compiled (TypingError), shapes, aliases and eps when it runs
 (ValueError, nothing written). The `_channel` functions, which stand inside the caller's own loop, check types alone:
-a shape or a channel that does not fit reads or writes memory that is not theirs, as an array index in `@njit` code does.
+a shape or channel that does not fit reads or writes memory that is not theirs, as array indices in `@njit` code do.
 """
 
 from __future__ import annotations
