@@ -1,5 +1,6 @@
 """Batch norm inside a caller's own `@njit` functions: what fastbn gives, from serial, parallel and threaded code."""
 
+import re
 import threading
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from fastbn_kernels.cpu import (
     batch_norm_inference,
 )
 from grid import draw, poisoned
-from processes import run
+from processes import ROOT, run
 from tolerance import check, check_backward, check_forward, relative
 
 EPS = 1e-5
@@ -258,6 +259,15 @@ def test_inference_is_the_bits_of_fastbn(rng, shape):
     batch_norm_inference(own.x, mean, var, own.weight, own.bias, EPS, own.y)
     expected = fastbn.batch_norm_inference(own.x, mean, var, own.weight, own.bias, eps=EPS)
     np.testing.assert_array_equal(own.y, expected)
+
+
+def test_the_code_in_the_docs(rng):
+    page = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n([^`]*@njit[^`]*)^```", page, re.MULTILINE)
+    names = {}
+    exec(block, names)
+    own = case(rng, (6, 5, 300))
+    same(names["step"](own.x, own.dy, own.weight, own.bias), [of_fastbn(own)[k] for k in (0, 3, 4, 5)])
 
 
 # ---------------------------------------------------------------- what does not fit
