@@ -131,7 +131,7 @@ def batch_norm_forward_channel(
     compile_time_check((x,), (y,), (weight, bias, mean, invstd))
     N, _, S = x.shape
     value, low, m2 = channel_moments(x, c)
-    scale, shift, held = coefficients(low, m2 / np.float64(N * S), weight[c], bias[c], eps)
+    scale, shift, held = coefficients(low, m2 / np.float64(N * S), np.float64(weight[c]), np.float64(bias[c]), eps)
     tiles = tile_count(N, S)
     for tile in range(tiles):
         normalize.normalize_tile(x, c, tiles - 1 - tile, value, scale, shift, y, False)
@@ -176,8 +176,11 @@ def batch_norm_forward(x: Array, weight: Array, bias: Array, eps: float, y: Arra
     if not eps > 0.0:
         raise ValueError("fastbn: eps is larger than 0")
     if x.ndim == 2:
-        table = np.empty((4, C))
-        forward_rows(x, weight, bias, eps, False, y, table[0], table[1], table[2], table[3])
+        table = np.empty((6, C))
+        for c in range(C):
+            table[4, c] = weight[c]
+            table[5, c] = bias[c]
+        forward_rows(x, table[4], table[5], eps, False, y, table[0], table[1], table[2], table[3])
         for c in range(C):
             put_mean(mean, c, table[0, c], table[1, c])
             invstd[c] = table[3, c]
@@ -232,7 +235,8 @@ def batch_norm_inference(x: Array, mean: Array, var: Array, weight: Array, bias:
     table = np.empty((3, C))
     for c in range(C):
         table[0, c], low = mean_of(mean, c)
-        table[1, c], table[2, c], _ = coefficients(low, np.float64(var[c]), weight[c], bias[c], eps)
+        w, b = np.float64(weight[c]), np.float64(bias[c])
+        table[1, c], table[2, c], _ = coefficients(low, np.float64(var[c]), w, b, eps)
     if x.ndim == 2:
         normalize_rows(x, table[0], table[1], table[2], False, y)
     else:
