@@ -1,0 +1,1 @@
+"""Adapters: one file a host library, imported only when asked for."""
