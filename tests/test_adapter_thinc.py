@@ -94,9 +94,8 @@ def test_gradients_add_up_until_the_optimizer_takes_them(rng):
         np.testing.assert_array_equal(model.get_grad(name), 2 * gradient)
     before = {name: model.get_param(name).copy() for name in ("G", "b")}
     model.finish_update(Adam(0.01))
-    for name in ("G", "b"):
-        step = before[name] - model.get_param(name)
-        np.testing.assert_allclose(step, 0.01 * np.sign(once[0 if name == "G" else 1]), rtol=1e-2)
+    for name, gradient in zip(("G", "b"), once, strict=True):
+        np.testing.assert_allclose(before[name] - model.get_param(name), 0.01 * np.sign(gradient), rtol=1e-2)
         assert not model.get_grad(name).any()
 
 
@@ -139,6 +138,18 @@ def test_saved_models_predict_and_go_on_training_alike(rng, tmp_path, medium):
         np.testing.assert_array_equal(other.layers[i].get_grad("G"), model.layers[i].get_grad("G"))
 
 
+def test_without_a_momentum_statistics_are_averages_over_all_batches(rng):
+    first, second = draw(rng, (12, 4), np.float32, mean=2), draw(rng, (12, 4), np.float32, mean=-1)
+    model = BatchNorm(momentum=None, correction=0).initialize(first)
+    model.begin_update(first)
+    model = BatchNorm(momentum=None).from_bytes(model.to_bytes())  # the count goes with it
+    model.begin_update(second)
+    both = [reference.moments(X) for X in (first, second)]
+    for name, (one, other) in zip(STATISTICS, zip(*both, strict=True), strict=True):
+        np.testing.assert_allclose(model.attrs[name], ((one + other) / 2).astype(float), rtol=1e-5, atol=1e-6)
+    assert model.attrs["num_batches_tracked"] == 2
+
+
 def test_copies_do_not_share_statistics(rng):
     X = draw(rng, (12, 4), np.float32, mean=2)
     model = ready(rng, X)
@@ -157,8 +168,9 @@ def test_an_initialized_layer_starts_anew(rng):
 
 
 def test_the_registry_makes_it_from_a_config():
-    config = Config().from_str('[model]\n@layers = "fastbn.BatchNorm.v1"\nnI = 4\nmomentum = 0.25\naxis = -1\n')
-    model = registry.resolve(config)["model"]
+    text = '[model]\n@layers = "fastbn.BatchNorm.v1"\nnI = 4\naxis = -1\nmomentum = '
+    assert registry.resolve(Config().from_str(text + "null"))["model"].attrs["momentum"] is None
+    model = registry.resolve(Config().from_str(text + "0.25"))["model"]
     assert model.get_dim("nO") == 4
     assert {name: model.attrs[name] for name in ("momentum", "axis", "eps")} == {
         "momentum": 0.25, "axis": -1, "eps": 1e-5,

@@ -10,6 +10,7 @@ import json
 
 import autograd.numpy as anp
 from autograd.core import make_vjp
+from autograd.extend import defvjp_argnums, primitive
 from in_turn import LARGE, SMALL, Pass, data, microseconds, speedups
 
 import fastbn
@@ -24,6 +25,10 @@ def formula(x, weight, bias):
     return centred / anp.sqrt(var + 1e-5) * anp.reshape(weight, column) + anp.reshape(bias, column)
 
 
+nothing = primitive(lambda x, weight, bias: x)  # what remains is autograd's own time for a primitive of three inputs
+defvjp_argnums(nothing, lambda argnums, y, args, kwargs: lambda dy: [(dy, *args[1:])[i] for i in argnums])
+
+
 def measure() -> dict:
     x, weight, bias, dy = data(SMALL)
     adapter = Pass(
@@ -32,10 +37,7 @@ def measure() -> dict:
     functions = Pass(
         lambda: fastbn.batch_norm(x, weight, bias), lambda result: fastbn.batch_norm_backward(dy, result[1])
     )
-    # Tracing, taking the inputs out of their tuple and adding their gradients up is autograd's part of any function.
-    tracing = Pass(
-        lambda: make_vjp(lambda inputs: anp.reshape(inputs[0], SMALL), (x, weight, bias)), lambda result: result[0](dy)
-    )
+    tracing = Pass(lambda: make_vjp(lambda inputs: nothing(*inputs), (x, weight, bias)), lambda result: result[0](dy))
     bridge = microseconds(adapter, functions)
     floor = round(sum(tracing.seconds(2000)) * 1e6, 1)
 

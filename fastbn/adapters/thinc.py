@@ -26,7 +26,7 @@ OPTIONS = "axis", "eps", "momentum", "correction"
 
 
 def BatchNorm(  # noqa: N802  # thinc's layers are functions named as classes
-    nI: int | None = None, *, axis: int = 1, eps: float = 1e-5, momentum: float = 0.1, correction: float = 1
+    nI: int | None = None, *, axis: int = 1, eps: float = 1e-5, momentum: float | None = 0.1, correction: float = 1
 ) -> Model[FloatsXd, FloatsXd]:
     """Return a layer that normalises every channel of a batch, then scales and shifts it.
 
@@ -40,13 +40,14 @@ def BatchNorm(  # noqa: N802  # thinc's layers are functions named as classes
     axis : int, default 1
         The channel axis of X, an array of at least two axes. Wrap the layer in `with_array` for lists and Ragged.
     eps, momentum, correction
-        As for `fastbn.batch_norm`; `momentum` is the weight of the new value.
+        As for `fastbn.BatchNorm`; `momentum` is the weight of the new value, None averages over all batches so far.
 
     Returns
     -------
     thinc.api.Model
         Its parameters are `G` (ones at first) and `b` (zeros), as in thinc's LayerNorm; its attrs, which are saved and
-        copied with it, the options and `running_mean`, `running_var` (zeros and ones), NumPy arrays of float32.
+        copied with it, the options, `running_mean` and `running_var` (zeros and ones), NumPy arrays of float32, and
+        `num_batches_tracked`.
 
     Raises
     ------
@@ -61,7 +62,7 @@ def BatchNorm(  # noqa: N802  # thinc's layers are functions named as classes
         init=init,
         dims={"nI": nI, "nO": nI},
         params={"G": None, "b": None},
-        attrs={**options, **dict.fromkeys(STATISTICS)},
+        attrs={**options, **dict.fromkeys(STATISTICS), "num_batches_tracked": 0},
     )
 
 
@@ -82,6 +83,7 @@ def init(model: Model[FloatsXd, FloatsXd], X: Any = None, Y: Any = None) -> None
     model.set_param("b", model.ops.alloc1f(channels))
     model.attrs["running_mean"] = np.zeros(channels, np.float32)
     model.attrs["running_var"] = np.ones(channels, np.float32)
+    model.attrs["num_batches_tracked"] = 0
 
 
 def forward(
@@ -93,9 +95,12 @@ def forward(
     # Copies: the arrays that `from_bytes` leaves are read-only, and those that a user took from attrs are the user's.
     mean, var = (np.array(attrs[name]) for name in STATISTICS)
     options = {name: attrs[name] for name in OPTIONS}
+    if options["momentum"] is None:
+        options["momentum"] = 1.0 / (attrs["num_batches_tracked"] + 1)
     Y, ctx = fastbn.batch_norm(X, G, b, running_mean=mean, running_var=var, training=is_train, **options)
     if is_train:
         attrs["running_mean"], attrs["running_var"] = mean, var
+        attrs["num_batches_tracked"] += 1
 
     def backprop(dY: FloatsXd) -> FloatsXd:
         gradients = fastbn.batch_norm_backward(dY, ctx)
