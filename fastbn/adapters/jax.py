@@ -8,11 +8,14 @@ a thread that itself waits for the callback.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import json
 import math
 import operator
+import threading
+import time
 from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from typing import Any, NamedTuple
@@ -117,8 +120,24 @@ def _arrays(buffers: _Buffers) -> list[Any]:
     return arrays
 
 
-KEPT = []  # what XLA has the addresses of
+KEPT: list[Any] = []  # what XLA has the addresses of
 INTERNAL = 13
+RUNNING: set[int] = set()  # threads that are in a call now
+PAUSE = 0.5  # seconds
+_last = [-math.inf]  # when a call ended
+
+
+@atexit.register
+def _finish() -> None:
+    """Wait for calls under way: while Python ends, XLA waits for its threads, and they for Python's lock, for ever.
+
+    Results that somebody holds are waited for. Those that were dropped unread cannot be: as long as calls of theirs
+    follow one another within a pause, they are.
+    """
+    if _last[0] > -math.inf:
+        jax.block_until_ready(jax.live_arrays())
+    while RUNNING or time.monotonic() - _last[0] < PAUSE:
+        time.sleep(0.01)
 
 
 def _register(function: Callable[[_Options, list[Any], list[Any]], None]) -> str:
@@ -130,6 +149,7 @@ def _register(function: Callable[[_Options, list[Any], list[Any]], None]) -> str
             version = frame.extension.contents.metadata.contents.version
             version.major, version.minor = 0, 3
             return None
+        RUNNING.add(threading.get_ident())
         try:
             text = frame.attributes.items[0].contents
             options = _parsed(ctypes.string_at(text.data, text.length))
@@ -138,6 +158,9 @@ def _register(function: Callable[[_Options, list[Any], list[Any]], None]) -> str
             message = f"{type(error).__name__}: {error}".encode()
             created: int = frame.api.contents.new_error(_Error(ctypes.sizeof(_Error), None, message, INTERNAL))
             return created
+        finally:
+            _last[0] = time.monotonic()
+            RUNNING.discard(threading.get_ident())
         return None
 
     name = f"fastbn{function.__name__}"
@@ -166,8 +189,8 @@ def _run_forward(options: _Options, arguments: list[Any], results: list[Any]) ->
 
 
 def _context(options: _Options, x: Any, table: Any) -> fastbn.Context:
-    dtypes = (None if name is None else np.dtype(name) for name in (options.weight, options.bias))
-    return fastbn.Context(x, options.axis, x.size // x.shape[options.axis], table, *dtypes, not options.training)
+    weight, bias = (None if name is None else np.dtype(name) for name in (options.weight, options.bias))
+    return fastbn.Context(x, options.axis, x.size // x.shape[options.axis], table, weight, bias, not options.training)
 
 
 def _store(results: list[Any], *values: Any) -> None:
