@@ -57,13 +57,12 @@ def from_keras(layer: Any) -> fastbn.BatchNorm:
         affine=layer.scale or layer.center,
         dtype=np.float64 if mean.dtype == np.float64 else np.float32,
     )
-    values = {name: getattr(layer, key) for name, key in OWN.items()}
-    state = {
-        name: np.full(mean.size, UNTOUCHED[name], bn.dtype) if values[name] is None else convert_to_numpy(values[name].value)
-        for name in bn.state_dict()
-        if name in OWN
-    }
-    bn.load_state_dict(state | {"num_batches_tracked": np.array(0)})
+    state: dict[str, Any] = {"num_batches_tracked": np.array(0)}
+    for name in bn.state_dict().keys() & OWN.keys():
+        variable = getattr(layer, OWN[name])
+        absent = variable is None
+        state[name] = np.full(mean.size, UNTOUCHED[name], bn.dtype) if absent else convert_to_numpy(variable.value)
+    bn.load_state_dict(state)
     return bn
 
 
