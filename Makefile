@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo demo-quick test gpu-simulated gpu-static test-frameworks test-slow fuzz errors lint format bench bench-quick accuracy clean
+.PHONY: help demo demo-quick test gpu-simulated gpu-static test-frameworks test-slow fuzz errors examples lint format bench bench-quick accuracy clean
 
 help:
 	@echo "make demo             train on real digits with and without batch normalization: a table and a figure"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow        the tests that take minutes"
 	@echo "make fuzz             the fuzz tests with 20,000 examples; part of make test-slow"
 	@echo "make errors           write docs/errors.md anew, after a change of a message"
+	@echo "make examples         fastbn inside each library that it has an adapter for (installs the frameworks)"
 	@echo "make bench            speed beside PyTorch, JAX, oneDNN, NumPy and a copy, in 25 minutes (installs the frameworks)"
 	@echo "make bench-quick      a selection of that, in three minutes; WRITE=STEM keeps it as STEM.json and STEM.md"
 	@echo "make accuracy         the accuracy table of the README, measured here (installs the frameworks)"
@@ -71,6 +72,10 @@ test-slow: $(VENV)/.test fuzz
 
 fuzz: $(VENV)/.test
 	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest tests/test_fuzz.py tests/test_fuzz_layer.py
+
+# Each trains on scikit-learn's digits inside another library.
+examples: $(VENV)/.frameworks
+	for example in examples/*.py; do echo "$$example"; $(BIN)/python $$example || exit 1; done
 
 errors: $(VENV)/.test
 	$(BIN)/python tests/errors_table.py
