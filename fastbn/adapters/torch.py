@@ -55,6 +55,18 @@ def _is_ours(
     return _fits(weight, x) and _fits(bias, x) and _fits(running_mean, x) and _fits(running_var, x)
 
 
+def _is_traced() -> bool:
+    """Return whether somebody follows PyTorch's operations, of which fastbn's are none.
+
+    That is `torch.func`, `torch.jit.trace`, or a dispatch mode, such as a count of operations.
+    """
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -77,14 +89,12 @@ def batch_norm(
     Returns
     -------
     Tensor
-        y. It has a first and a second derivative; a third is an error.
+        y. Its first and second derivatives are computed by fastbn, higher ones by PyTorch.
     """
     given = input, running_mean, running_var, weight, bias, training, momentum, eps
-    if not _is_ours(*given):
-        return nn.functional.batch_norm(*given)
     if torch.compiler.is_compiling():
-        return function.compiled(*given)
-    if torch._C._are_functorch_transforms_active():  # tensors under vmap, grad, jvp have no memory of their own
+        return function.compiled(*given) if _is_ours(*given) else nn.functional.batch_norm(*given)
+    if _is_traced() or not _is_ours(*given):
         return nn.functional.batch_norm(*given)
     y: Tensor = function.BatchNormFunction.apply(*given)
     return y

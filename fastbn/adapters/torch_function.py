@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 import fastbn
 
@@ -101,14 +101,15 @@ class BatchNormFunction(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
         ctx.context = context
+        ctx.eps = values[-1]
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         """Return the gradients by the arguments."""
         x, weight = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
-            dx, dweight, dbias = BackwardFunction.apply(dy, x, weight, ctx.context)
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:  # create_graph=True; forward over reverse
+            dx, dweight, dbias = BackwardFunction.apply(dy, x, weight, ctx.context, ctx.eps)
         else:
             dx, dweight, dbias = backward(dy, x, context_of(x, ctx.context))
         return dx, None, None, dweight, dbias, None, None, None
@@ -126,21 +127,52 @@ class BackwardFunction(torch.autograd.Function):
     """The backward pass, as a function that has derivatives itself."""
 
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, x: Tensor, weight: Any, saved: fastbn.Context) -> Any:
+    def forward(ctx: Any, dy: Tensor, x: Tensor, weight: Any, saved: fastbn.Context, eps: float) -> Any:
         """Return the gradients by x, weight and bias."""
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(dy, x)
-        ctx.context = saved
+        ctx.save_for_backward(dy, x, weight)
+        ctx.context, ctx.eps = saved, eps
         return backward(dy, x, context_of(x, saved))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
-    def backward(ctx: Any, ddx: Any, ddweight: Any, ddbias: Any) -> Any:
+    def backward(ctx: Any, *given: Tensor | None) -> Any:
         """Return the gradients by dy, x and weight."""
-        dy, x = ctx.saved_tensors
-        given = optional(ddx), optional(ddweight), optional(ddbias)
-        ddy, dx, dweight = fastbn.batch_norm_double_backward(*given, array(dy), context_of(x, ctx.context))
-        return like(ddy, x), like(dx, x), tensor(dweight), None
+        dy, x, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for third derivatives: the formulas, by PyTorch's own operations
+            return *formulas_backward(given, dy, x, weight, ctx.context, ctx.eps), None, None
+        context = context_of(x, ctx.context)
+        ddy, dx, dweight = fastbn.batch_norm_double_backward(*map(optional, given), array(dy), context)
+        return like(ddy, x), like(dx, x), tensor(dweight), None, None
+
+
+def formulas_backward(
+    given: tuple[Tensor | None, ...], dy: Tensor, x: Tensor, weight: Tensor | None, saved: fastbn.Context, eps: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return what the backward pass of the backward pass returns, as PyTorch differentiates the formulas."""
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    along = [i for i in range(x.ndim) if i != 1]
+    wide = torch.promote_types(x.dtype, torch.float32)
+
+    def gradients(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        g, values = dy.to(wide), x.to(wide)
+        if saved.frozen:
+            mean, invstd = (torch.from_numpy(a.copy()).to(values).reshape(shape) for a in (saved.mean, saved.invstd))
+        else:
+            var, mean = torch.var_mean(values, along, correction=0, keepdim=True)
+            invstd = (var + eps).rsqrt()
+        xhat = (values - mean) * invstd
+        if saved.frozen:
+            dx = g
+        else:
+            dx = g - g.mean(along, keepdim=True) - xhat * (g * xhat).mean(along, keepdim=True)
+        dx = dx * invstd * weight.reshape(shape)
+        return dx.to(x.dtype), (g * xhat).sum(along).to(weight.dtype), g.sum(along).to(weight.dtype)
+
+    w = torch.ones(x.shape[1], dtype=wide, device=x.device) if weight is None else weight
+    primal, pullback = torch.func.vjp(gradients, dy, x, w)
+    cotangents = tuple(torch.zeros_like(p) if g is None else g for g, p in zip(given, primal, strict=True))
+    ddy, dx, dweight = pullback(cotangents)
+    return ddy, dx, None if weight is None else dweight
 
 
 def like(result: Any, x: Tensor) -> Any:
