@@ -7,9 +7,14 @@ stages of a ResNet have. The two nets start alike and take their steps in turn, 
 whatever else the machine does hits both; the figure is the median of the ratios of their times.
 """
 
+import os
 import statistics
 import sys
 import time
+
+# PyTorch's OpenMP workers spin for milliseconds after each convolution and keep the cores from fastbn's threads, unless
+# they are told to sleep, before PyTorch is imported. NUMBA_THREADING_LAYER=omp, which shares the workers, does as well.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from torch import nn
@@ -36,6 +41,7 @@ class Bottleneck(nn.Module):
             nn.Conv2d(width, outputs, 1, bias=False),
             nn.BatchNorm2d(outputs),
         )
+        nn.init.zeros_(self.body[-1].weight)  # as ResNets are trained: a block starts as its shortcut
         self.shortcut = nn.Sequential()
         if inputs != outputs or stride != 1:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
@@ -91,9 +97,8 @@ def compare(steps: int, memory_format: torch.memory_format) -> None:
         print(f"  {name:7} {statistics.median(times[name][1:]):.3f} s a step, losses {shown}")
     low, _, high = statistics.quantiles(ratios, n=4)
     print(f"  torch / fastbn: {statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f}, {steps} steps)")
-    # The nets differ by rounding alone, which training magnifies from step to step.
-    assert abs(losses["torch"][0] - losses["fastbn"][0]) < 1e-4
-    assert abs(losses["torch"][1] - losses["fastbn"][1]) < 1e-2
+    # The nets differ by rounding alone, which flips a ReLU here and there and grows from step to step.
+    assert all(abs(a - b) < 1e-3 for a, b in zip(losses["torch"][:3], losses["fastbn"][:3], strict=True)), losses
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ refuses, so that the error is PyTorch's.
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn

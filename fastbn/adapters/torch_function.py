@@ -135,13 +135,16 @@ class BackwardFunction(torch.autograd.Function):
         return backward(dy, x, context_of(x, saved))
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor | None) -> Any:
+    def backward(ctx: Any, ddx: Any, ddweight: Any, ddbias: Any) -> Any:
         """Return the gradients by dy, x and weight."""
+        given = ddx, ddweight, ddbias
         dy, x, weight = ctx.saved_tensors
         if torch.is_grad_enabled():  # for third derivatives: the formulas, by PyTorch's own operations
             return *formulas_backward(given, dy, x, weight, ctx.context, ctx.eps), None, None
         context = context_of(x, ctx.context)
-        ddy, dx, dweight = fastbn.batch_norm_double_backward(*map(optional, given), array(dy), context)
+        ddy, dx, dweight = fastbn.batch_norm_double_backward(
+            optional(ddx), optional(ddweight), optional(ddbias), array(dy), context
+        )
         return like(ddy, x), like(dx, x), tensor(dweight), None, None
 
 
@@ -161,10 +164,7 @@ def formulas_backward(
             var, mean = torch.var_mean(values, along, correction=0, keepdim=True)
             invstd = (var + eps).rsqrt()
         xhat = (values - mean) * invstd
-        if saved.frozen:
-            dx = g
-        else:
-            dx = g - g.mean(along, keepdim=True) - xhat * (g * xhat).mean(along, keepdim=True)
+        dx = g if saved.frozen else g - g.mean(along, keepdim=True) - xhat * (g * xhat).mean(along, keepdim=True)
         dx = dx * invstd * weight.reshape(shape)
         return dx.to(x.dtype), (g * xhat).sum(along).to(weight.dtype), g.sum(along).to(weight.dtype)
 
@@ -189,11 +189,13 @@ def operator(
     training: bool, momentum: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return y, the context's table, and the next running statistics; those are empty if nothing moves them."""
-    moved = training and running_mean is not None and running_var is not None
-    new = (running_mean.clone(), running_var.clone()) if moved else (running_mean, running_var)  # type: ignore[union-attr]
-    y, context = forward(x, *new, weight, bias, training, momentum, eps)
-    mean, var = new if moved else (x.new_empty(0), x.new_empty(0))
-    return y, torch.from_numpy(context.table), mean, var  # type: ignore[return-value]
+    mean, var = (None, None) if running_mean is None or running_var is None else (running_mean, running_var)
+    if training and mean is not None and var is not None:
+        mean, var = mean.clone(), var.clone()
+    y, context = forward(x, mean, var, weight, bias, training, momentum, eps)
+    if not training or mean is None or var is None:
+        mean, var = x.new_empty(0), x.new_empty(0)
+    return y, torch.from_numpy(context.table), mean, var
 
 
 @operator.register_fake
@@ -211,7 +213,7 @@ def backward_operator(
     """Return the gradients by x and by a weight and a bias of a dtype."""
     parameter = PARAMETERS[dtype]
     context = fastbn.Context(array(x), 1, x.numel() // x.shape[1], table.numpy(), parameter, parameter, frozen)
-    return backward(dy, x, context)  # type: ignore[return-value]
+    return backward(dy, x, context)
 
 
 @backward_operator.register_fake
@@ -248,4 +250,4 @@ def compiled(
     if training and running_mean is not None and running_var is not None:
         running_mean.copy_(mean.detach())
         running_var.copy_(var.detach())
-    return y  # type: ignore[no-any-return]
+    return y
