@@ -19,6 +19,9 @@ class Context:
 
     It refers to x and does not copy it: leave x unchanged until the backward pass.
 
+    A host that keeps arrays alone between forward and backward keeps x and `table`, and makes the context again:
+    ``Context(x, axis, count, table, weight_dtype, bias_dtype, frozen)``. Nothing is checked then.
+
     Attributes
     ----------
     x : array or None
@@ -34,6 +37,12 @@ class Context:
         The batch statistics that these came from; None if they were running statistics.
     weight : array of float64, shape (C,)
         A copy of the weight, ones if there was none.
+    table : array of float64, shape (6, C)
+        These and more, a row each; which row is which may change from release to release.
+    weight_dtype, bias_dtype : dtype or None
+        Those of the parameters that were given, which are those of their gradients.
+    frozen : bool
+        Whether x was normalised with running statistics, through which no gradient flows.
     """
 
     where: Any = None  # the module that goes back through it, if not the CPU's
@@ -57,7 +66,7 @@ class Context:
         self.table = table
         self.weight_dtype = weight_dtype
         self.bias_dtype = bias_dtype
-        self.frozen = frozen  # whether x was normalised with running statistics, through which no gradient flows
+        self.frozen = frozen
         self._given = given
         self.description = ""
 
