@@ -41,9 +41,9 @@ def _run_forward(options: _Options, x: Any, weight: Any, bias: Any, *running: An
 
 
 def _context(options: _Options, x: Any, table: Any) -> fastbn.Context:
-    dtypes = (None if name is None else np.dtype(name) for name in (options.weight, options.bias))
+    weight, bias = (None if name is None else np.dtype(name) for name in (options.weight, options.bias))
     count = x.size // x.shape[options.axis]
-    return fastbn.Context(x, options.axis, count, table.view(np.float64), *dtypes, not options.training)
+    return fastbn.Context(x, options.axis, count, table.view(np.float64), weight, bias, not options.training)
 
 
 def _run_backward(options: _Options, x: Any, table: Any, dy: Any) -> list[Any]:
@@ -52,7 +52,8 @@ def _run_backward(options: _Options, x: Any, table: Any, dy: Any) -> list[Any]:
 
 
 def _run_double_backward(options: _Options, x: Any, table: Any, dy: Any, *seconds: Any) -> list[Any]:
-    return list(fastbn.batch_norm_double_backward(*seconds, dy, _context(options, x, table)))
+    ddx, ddweight, ddbias = seconds
+    return list(fastbn.batch_norm_double_backward(ddx, ddweight, ddbias, dy, _context(options, x, table)))
 
 
 @functools.cache  # JAX compiles again for a function that it has not seen
