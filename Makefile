@@ -45,11 +45,13 @@ demo: $(VENV)/.installed
 demo-quick: $(VENV)/.installed
 	$(BIN)/fastbn demo --quick
 
-# A process for each of two cores, a file of tests at a time; most of the time goes into compiling, which is serial.
+# A process for each of two cores, a file of tests at a time: most of the time goes into compiling, which is serial.
+PYTEST = $(BIN)/pytest -n 2 --dist loadfile
+
 test: $(VENV)/.test
-	$(BIN)/pytest -n 2 --dist loadfile -m "not frameworks and not slow"
+	$(PYTEST) -m "not frameworks and not slow"
 	$(BIN)/pytest --doctest-modules fastbn/functional.py fastbn/layer.py
-	NUMBA_BOUNDSCHECK=1 $(BIN)/pytest tests/test_bounds.py tests/test_forward.py tests/test_backward.py \
+	NUMBA_BOUNDSCHECK=1 $(PYTEST) tests/test_bounds.py tests/test_forward.py tests/test_backward.py \
 		tests/test_moments.py tests/test_fuzz.py
 	$(MAKE) --no-print-directory --jobs=2 gpu-simulated gpu-static
 	$(BIN)/pytest bench --benchmark-disable
@@ -64,7 +66,7 @@ gpu-static: $(VENV)/.test
 	$(BIN)/python bench/gpu_static.py
 
 test-frameworks: $(VENV)/.frameworks
-	$(BIN)/pytest -m frameworks
+	$(PYTEST) -m frameworks
 	$(BIN)/pytest bench --benchmark-disable --ignore bench/test_on_gpu.py
 
 test-slow: $(VENV)/.test fuzz

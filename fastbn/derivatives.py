@@ -87,7 +87,7 @@ def batch_norm_double_backward(
     if x.size:
         view = layout.of(x, ctx.axis).view
         dweight = _backend().double_backward(
-            view(v), ddweight, ddbias, view(g), view(x), ctx.table, ctx.frozen, view(ddy), view(dx)
+            view(v), ddweight, ddbias, view(g), view(x), _table(ctx), ctx.frozen, view(ddy), view(dx)
         )
     return ddy, dx, fast.cast(dweight, ctx.weight_dtype)
 
@@ -137,7 +137,7 @@ def batch_norm_jvp(tx: Array | None, tweight: Array | None, tbias: Array | None,
     ty = layout.empty(x)
     if x.size:
         view = layout.of(x, ctx.axis).view
-        _backend().jvp(view(v), tweight, tbias, view(x), ctx.table, ctx.frozen, view(ty))
+        _backend().jvp(view(v), tweight, tbias, view(x), _table(ctx), ctx.frozen, view(ty))
     return ty
 
 
@@ -156,6 +156,11 @@ def _stored_alike(x: Array, axis: int, *others: Array | None) -> list[Array]:
             array = copy
         alike.append(array)
     return alike
+
+
+def _table(ctx: Context) -> Array:
+    """Return the table of a context, writable as kernels want it; a host that kept it may have made it read-only."""
+    return np.require(ctx.table, requirements=["C", "W"])
 
 
 def _backend() -> Any:

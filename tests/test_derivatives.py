@@ -238,3 +238,16 @@ def test_same_numbers_as_pytorch_differentiated_twice(rng, shape, training):
     for result, wanted in zip(results, expected, strict=True):
         np.testing.assert_allclose(result, wanted.numpy(), rtol=1e-10, atol=1e-10 * np.sqrt(x.size))
     np.testing.assert_allclose(fastbn.batch_norm_jvp(v, ddweight, ddbias, ctx), expected[0].numpy(), atol=1e-10)
+
+
+def test_a_context_made_of_read_only_arrays(rng):
+    """As a host makes it that keeps arrays of its own between the passes."""
+    x, dy, ddx = (draw(rng, (6, 5, 9), np.float64) for _ in range(3))
+    weight, bias = affine(rng, 5, np.float64)
+    _, ctx = fastbn.batch_norm(x, weight, bias)
+    expected = fastbn.batch_norm_double_backward(ddx, weight, bias, dy, ctx)
+    tangent = fastbn.batch_norm_jvp(ddx, weight, bias, ctx)
+    ctx.table.flags.writeable = False
+    for got, want in zip(fastbn.batch_norm_double_backward(ddx, weight, bias, dy, ctx), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(fastbn.batch_norm_jvp(ddx, weight, bias, ctx), tangent)
