@@ -34,7 +34,8 @@ def measure(path: Path) -> dict[str, Any] | str:
     command = [sys.executable, "-P", "-c", LAST_ON_THE_PATH, str(path), str(path.parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     if done.returncode == 0:
-        figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        printed = ("\n" + done.stdout).rpartition("\n{")[2]  # after what the host had to say, on one line or on several
+        figures: dict[str, Any] = json.loads("{" + printed)
         return figures
     last = (done.stderr.strip().splitlines() or [""])[-1]
     if last.startswith("ModuleNotFoundError: No module named"):
