@@ -95,9 +95,9 @@ def load(path: PathLike, layers: Layers, *, strict: bool = True) -> None:
     """
     source = _checked(path)
     strict = values.flag("strict", strict)
-    parts = _prefixed(layers)
+    parts = [(prefix, layer, list(layer.state_dict())) for prefix, layer in _prefixed(layers)]
     found = _read(source)
-    wanted = {prefix + key for prefix, layer in parts for key in layer.state_dict()}
+    wanted = {prefix + key for prefix, _, keys in parts for key in keys}
     unknown = sorted(found.keys() - wanted)
     if strict and unknown:
         raise ValueError(
@@ -105,10 +105,10 @@ def load(path: PathLike, layers: Layers, *, strict: bool = True) -> None:
             "pass strict=False to leave those alone"
         )
     new = []
-    for prefix, layer in parts:
-        state = {key: found[prefix + key] for key in layer.state_dict() if prefix + key in found}
+    for prefix, layer, keys in parts:
+        state = {key: found[prefix + key] for key in keys if prefix + key in found}
         new.append(layer.check_state(state, prefix))
-    for (_, layer), state in zip(parts, new, strict=True):
+    for (_, layer, _), state in zip(parts, new, strict=True):
         layer.take_state(state)
 
 
