@@ -98,15 +98,17 @@ def _of_terms(actual: np.ndarray, exact: np.ndarray, terms: np.ndarray) -> float
 
 
 def _of_values(actual: np.ndarray, exact: np.ndarray, terms: np.ndarray) -> tuple[float, ...]:
-    """Return the largest error as `reference.ulps` has it, in ulp of the terms, absolute, and beyond half an ulp.
+    """Return the largest error as `reference.ulps` has it, in ulp of the terms, absolute, beyond half an ulp; a share.
 
-    The last is relative to the terms. This is in the dtype of `exact`, which of a large tensor is float64.
+    "Beyond" is relative to the terms; the share of its terms is that of the largest value that is over 4 ulp off. All
+    is in the dtype of `exact`, which of a large tensor is float64.
     """
     error = np.abs(actual.astype(exact.dtype) - exact)
     error[np.isnan(error)] = np.inf
     unit = np.spacing(np.abs(exact).astype(actual.dtype)).astype(exact.dtype)
     unit_of_terms = np.spacing(terms.astype(actual.dtype)).astype(exact.dtype)
-    found = error / unit, error / unit_of_terms, error, (error - unit / 2) / terms
+    share = np.where(error > 4 * unit, np.abs(exact) / terms, 0)
+    found = error / unit, error / unit_of_terms, error, (error - unit / 2) / terms, share
     return tuple(float(np.nan_to_num(values, nan=np.inf).max(initial=0)) for values in found)
 
 
@@ -116,7 +118,8 @@ def errors(found: dict[str, np.ndarray], exact: Expected, problem: Problem) -> d
     Statistics are rounded to the dtype of parameters first; "mean_relative" and "var_relative" are theirs before that.
     A variance named "unbiased_var" is compared with the unbiased one. Names that end in "_terms" are errors in ulp of
     the terms that were added instead of their sum, in "_absolute" errors in no unit, in "_beyond" what comes on top of
-    half an ulp, relative to the terms.
+    half an ulp, relative to the terms; in "_share" is how large a value is, relative to its terms, that is off by more
+    than 4 ulp.
     """
     result = {}
     own = parameter_dtype(problem.x.dtype)
@@ -137,6 +140,7 @@ def errors(found: dict[str, np.ndarray], exact: Expected, problem: Problem) -> d
                 continue
             right, terms, got = getattr(exact, name), getattr(exact, name + "_terms"), found[name]
             largest = [_of_values(got[:, at], right[:, at], terms[:, at]) for at in pieces(*got.shape)]
-            for suffix, values in zip(("", "_terms", "_absolute", "_beyond"), zip(*largest, strict=True), strict=True):
+            suffixes = ("", "_terms", "_absolute", "_beyond", "_share")
+            for suffix, values in zip(suffixes, zip(*largest, strict=True), strict=True):
                 result[name + suffix] = max(values)
     return result
