@@ -14,6 +14,7 @@ pytest.importorskip("jax", reason="JAX is not installed; make test-frameworks in
 import jax
 import jax.numpy as jnp
 
+from fastbn.adapters import xla
 from fastbn.adapters.jax import batch_norm
 
 pytestmark = pytest.mark.frameworks
@@ -39,13 +40,23 @@ def plain(x, weight, bias, mean=None, var=None, axis=-1):
     return xhat * weight.reshape(shape) + bias.reshape(shape)
 
 
+@pytest.fixture
+def through_python(monkeypatch):
+    """Calls go through Python, as on a GPU."""
+    monkeypatch.setattr(xla, "takes", lambda *_: False)
+
+
 @pytest.mark.parametrize(("dtype", "axis"), [(dtype, -1) for dtype in DTYPES] + [("float32", 1)])
 @pytest.mark.parametrize("training", [True, False])
-def test_the_same_bits_as_fastbn(rng, dtype, axis, training):
+@pytest.mark.parametrize("python", [False, True])
+def test_the_same_bits_as_fastbn(rng, dtype, axis, training, python, request):
+    if python:
+        request.getfixturevalue("through_python")
+    own = np.float64 if dtype == "float64" and not python else np.float32
     x = jnp.asarray(draw(rng, (6, 5, 4, 5), np.float64)).astype(dtype)
     dy = jnp.asarray(draw(rng, x.shape, np.float64)).astype(dtype)
-    weight, bias = affine(rng, 5, np.float32)
-    old = draw(rng, 5, np.float32), rng.uniform(0.5, 2, 5).astype(np.float32)
+    weight, bias = affine(rng, 5, own)
+    old = draw(rng, 5, own), rng.uniform(0.5, 2, 5).astype(own)
     options = {"training": training, "momentum": 0.3, "correction": 1, "eps": 1e-3, "axis": axis}
 
     @jax.jit
@@ -164,7 +175,7 @@ def test_forward_mode_is_refused():
         jax.jvp(lambda x: batch_norm(x)[0], (jnp.ones((4, 3)),), (jnp.ones((4, 3)),))
 
 
-def test_an_error_inside_reaches_the_caller(monkeypatch):
+def test_an_error_inside_python_reaches_the_caller(monkeypatch, through_python):
     def fail(*_, **__):
         raise MemoryError("no memory left")
 

@@ -49,7 +49,7 @@ def test_gradients_of_a_net_are_central_differences(rng, training):
     def loss(*inputs):
         running = {"running_mean": mean.copy(), "running_var": var.copy()}
         y = batch_norm(mygrad.tanh(inputs[0]), *inputs[1:], training=training, **running)
-        return (mygrad.exp(y) * dy).sum()
+        return (mygrad.sin(y) * dy).sum()  # bounded, and so is what rounding it does to a difference
 
     tensors = [mygrad.tensor(array) for array in (x, weight, bias)]
     loss(*tensors).backward()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fastbn
+from fastbn.adapters import xla
 
 DATA, PARAMETERS = ("float32", "float64", "float16", "bfloat16"), ("float32", "float64")
 ROWS = 6  # of a context's table, which travels as pairs of uint32: JAX has no float64 unless it is switched on
@@ -70,12 +71,35 @@ def _call(run: Callable[..., list[Any]], options: _Options, results: list[Any], 
     return jax.pure_callback(_on_arrays(run, options), shapes, *arguments, vmap_method="sequential")
 
 
+def _foreign(target: xla.Target, options: _Options, flag: bool, results: list[Any], arguments: list[Any]) -> Any:
+    """Call a handler of XLA's; absent arguments are left out."""
+    x = arguments[0]
+    absent = (options.weight is None, options.bias is None, len(arguments) < 4)
+    numbers = np.array([
+        *_split(x.shape, options.axis), options.eps, options.momentum, options.correction, flag, target.past_cache,
+        target.groups, *(not a for a in absent),
+    ], float)  # fmt: skip
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results]
+    call = jax.ffi.ffi_call(target.name, shapes, vmap_method="sequential")
+    return call(*(a for a in arguments if a is not None), numbers=numbers)
+
+
+def _split(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
+    """Return a shape as (N, C, S)."""
+    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _forward(options: _Options, x: Any, weight: Any, bias: Any, running: Any) -> Any:
     channels = (x.shape[options.axis],)
     new = [(channels, r.dtype) for r in running if options.training]
     results = [(x.shape, x.dtype), ((ROWS, 2 * channels[0]), np.uint32), *new]
-    y, table, *updated = _call(_run_forward, options, results, [x, weight, bias, *running])
+    arguments = [x, weight, bias, *running]
+    if xla.takes(x.dtype.name, {a.dtype.name for a in arguments[1:] if a is not None}):
+        target = xla.forward(_split(x.shape, options.axis), x.dtype.name, options.training)
+        y, table, *updated = _foreign(target, options, options.training, results, arguments)
+    else:
+        y, table, *updated = _call(_run_forward, options, results, arguments)
     return y, table, updated or list(running)
 
 
@@ -91,7 +115,13 @@ def _forward_vjp(options: _Options, kept: Any, cotangents: Any) -> Any:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _backward(options: _Options, x: Any, weight: Any, table: Any, dy: Any) -> Any:
     channels = (x.shape[options.axis],)
-    results = [(x.shape, x.dtype), (channels, options.weight), (channels, options.bias)]
+    dtypes = options.weight, options.bias
+    if xla.takes(x.dtype.name, set(dtypes)):
+        target = xla.backward(_split(x.shape, options.axis), x.dtype.name, not options.training)
+        results = [(x.shape, x.dtype), *2 * [(channels, xla.parameter_dtype(x.dtype.name))]]
+        dx, *sums = _foreign(target, options, not options.training, results, [x, table, dy])
+        return dx, *(None if dtype is None else s for dtype, s in zip(dtypes, sums, strict=True))
+    results = [(x.shape, x.dtype), *((channels, dtype) for dtype in dtypes)]
     return tuple(_call(_run_backward, options, results, [x, table, dy]))
 
 
