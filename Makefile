@@ -54,7 +54,7 @@ test: $(VENV)/.test
 	NUMBA_BOUNDSCHECK=1 $(PYTEST) tests/test_bounds.py tests/test_forward.py tests/test_backward.py \
 		tests/test_moments.py tests/test_fuzz.py
 	$(MAKE) --no-print-directory --jobs=2 gpu-simulated gpu-static
-	$(BIN)/pytest bench --benchmark-disable
+	$(PYTEST) bench --benchmark-disable
 
 # The GPU kernels on a simulated GPU, against the oracle.
 gpu-simulated: $(VENV)/.test
@@ -66,8 +66,8 @@ gpu-static: $(VENV)/.test
 	$(BIN)/python bench/gpu_static.py
 
 test-frameworks: $(VENV)/.frameworks
-	$(PYTEST) -m frameworks
-	$(BIN)/pytest bench --benchmark-disable --ignore bench/test_on_gpu.py
+	$(PYTEST) -m frameworks tests bench/test_accuracy.py
+	$(PYTEST) bench/test_peers.py bench/test_speed.py --benchmark-disable
 
 test-slow: $(VENV)/.test fuzz
 	$(BIN)/pytest -m slow

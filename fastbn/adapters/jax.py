@@ -1,4 +1,7 @@
-"""JAX: batch norm under jit, grad, vmap, and grad of grad, as calls of fastbn through `jax.pure_callback`."""
+"""JAX: batch norm under jit, grad, vmap, and grad of grad.
+
+XLA calls fastbn's kernels by itself where it can (`xla.py`), and Python, through `jax.pure_callback`, otherwise.
+"""
 
 from __future__ import annotations
 
