@@ -119,7 +119,7 @@ def test_no_memory_is_an_error_of_jax(fails):
         return False
 
     name = f"fastbn_test_no_memory_{fails}"
-    xla._register(name, body, "float32", (0, 0), [0], [0])
+    xla._register(name, body, "float32", (0, 0), [0])
     call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((1,), np.float32))
     if fails:
         with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED: fastbn: no memory left"):
@@ -152,21 +152,16 @@ def test_python_may_end_under_vmap():
     run(SCRIPT.replace("compiled = step", mapped), env={"JAX_PLATFORMS": "cpu"})
 
 
-def test_what_is_called_after_the_end_has_begun_gives_the_same_bits():
-    """Functions that run at the end of Python see results, of the serial twins; a fork's child begins anew."""
+def test_functions_that_run_at_the_end_of_python_see_results():
     script = """
-import atexit, os, sys
-seen = []
-def check():  # after fastbn's own, which was registered later
-    print(bool((np.asarray(step(x)) == seen[0]).all()), xla_gate._words[0], xla_gate._words[1])
+import atexit
+def check():
+    print((np.asarray(step(x)) == seen).all())
 atexit.register(check)
 import jax, jax.numpy as jnp, numpy as np
-from fastbn.adapters import xla_gate
 from fastbn.adapters.jax import batch_norm
 x = jnp.asarray(np.random.default_rng(0).normal(size=(3000, 24)), jnp.float32)
 step = jax.jit(jax.grad(lambda x: (batch_norm(x)[0] ** 3).sum()))
-seen.append(np.asarray(step(x)))
-xla_gate._words[0] = 5
-xla_gate._forget()
+seen = np.asarray(step(x))
 """
-    assert run(script, env={"JAX_PLATFORMS": "cpu"}).split() == ["True", "0", "1"]
+    assert run(script, env={"JAX_PLATFORMS": "cpu"}).split() == ["True"]

@@ -13,9 +13,8 @@ import jax
 import numpy as np
 from numba import cfunc, config, typeof, types
 
-from fastbn.adapters import xla_gate as gate
 from fastbn.backends import plan
-from fastbn_kernels import threads
+from fastbn_kernels import interrupts, lock, threads
 from fastbn_kernels.cpu import backward as backward_kernels
 from fastbn_kernels.cpu import call as call_kernels
 from fastbn_kernels.cpu import moments as moments_kernels
@@ -36,7 +35,7 @@ LIKE: dict[str, Any] = {
 }
 
 _lock = threading.Lock()
-_targets: dict[str, Any] = {}  # what XLA has the addresses of
+_handlers: dict[str, Any] = {}  # what XLA knows, and has the addresses of
 
 
 @functools.cache
@@ -57,8 +56,8 @@ def parameter_dtype(dtype: str) -> str:
 
 def takes(dtype: str, parameters: set[str | None]) -> bool:
     """Return whether XLA can call kernels for data and parameters of these dtypes, on the processor that it uses."""
-    known = parameters <= {parameter_dtype(dtype), None} and version()[0] == 0
-    return known and jax.default_backend() == "cpu" and not config.DISABLE_JIT
+    ready = version()[0] == 0 and lock.known() and not config.DISABLE_JIT
+    return ready and parameters <= {parameter_dtype(dtype), None} and jax.default_backend() == "cpu"
 
 
 def _plan(shape: tuple[int, int, int], itemsize: int) -> plan.Plan:
@@ -67,36 +66,29 @@ def _plan(shape: tuple[int, int, int], itemsize: int) -> plan.Plan:
     return plan.make(*shape, itemsize, 1 if threads.layer() == "workqueue" else count)
 
 
-def _register(name: str, body: Any, dtype: str, form: tuple[int, ...], kernels: list[int], twins: list[int]) -> None:
-    """Tell XLA a call of kernels at addresses; parallel ones come with their serial twins (`xla_gate`)."""
-    gate.prepare()
-    version_word = version()[0] | version()[1] << 32
+def _register(name: str, body: Any, dtype: str, form: tuple[int, ...], kernels: list[int]) -> None:
+    """Tell XLA a call of kernels at addresses."""
+    told = version()[0] | version()[1] << 32
     like, own = LIKE[dtype], LIKE[parameter_dtype(dtype)]
     signature = (types.int64[::1], types.int64, types.int64, *(typeof(value) for value in (like, own, form)))
     body.compile(signature)
-    address = frame.address_of(body, signature)
-    kernel, other, kernel_twin, other_twin = kernels[0], kernels[-1], twins[0], twins[-1]
-    parallel = kernel != kernel_twin
+    address, first, last = frame.address_of(body, signature), kernels[0], kernels[-1]
 
     @cfunc(types.int64(types.int64))  # type: ignore[untyped-decorator]
     def handler(pointer: int) -> int:
         given = frame.words(pointer, frame.LENGTH)
         if given[frame.EXTENSION] != 0:
-            frame.tell_version(given, version_word)
+            frame.tell_version(given, told)
             return 0
-        entered = parallel and gate.enter()
-        first, second = (kernel, other) if entered else (kernel_twin, other_twin)
         failed = True
         try:
-            failed = frame.call_bool(address, (given, first, second, like, own, form))
-        except Exception:
+            failed = frame.call_bool(address, (given, first, last, like, own, form))
+        except Exception:  # no memory; kernels raise nothing else
             failed = True
-        if entered:
-            gate.leave()
         return frame.no_memory(given) if failed else 0
 
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler.address), platform="cpu")
-    _targets[name] = handler
+    _handlers[name] = handler
 
 
 def _small(shape: tuple[int, int, int]) -> bool:
@@ -131,11 +123,9 @@ def forward(shape: tuple[int, int, int], dtype: str, train: bool) -> Target:
     elif own.stretches and own.past_cache[0]:
         body, kernels = calls.training_overlapped, [overlap_kernels.forward_overlapped]
     else:
-        body, kernels = (
-            calls.training,
-            [normalize_kernels.forward_adjacent if rows else normalize_kernels.forward_apart],
-        )
-    return Target(_name(body, dtype, own, kernels), own.past_cache[0], own.groups or own.stretches)
+        body = calls.training
+        kernels = [normalize_kernels.forward_adjacent if rows else normalize_kernels.forward_apart]
+    return Target(_known(body, dtype, own, kernels), own.past_cache[0], own.groups or own.stretches)
 
 
 def backward(shape: tuple[int, int, int], dtype: str, frozen: bool) -> Target:
@@ -154,16 +144,15 @@ def backward(shape: tuple[int, int, int], dtype: str, frozen: bool) -> Target:
     else:
         body = calls.gradients
         kernels = [backward_kernels.backward_adjacent if rows else backward_kernels.backward_apart]
-    return Target(_name(body, dtype, own, kernels), own.past_cache[1], own.groups or own.stretches)
+    return Target(_known(body, dtype, own, kernels), own.past_cache[1], own.groups or own.stretches)
 
 
-def _name(body: Any, dtype: str, own: plan.Plan, kernels: list[Kernel]) -> str:
+def _known(body: Any, dtype: str, own: plan.Plan, kernels: list[Kernel]) -> str:
     """Return the name of a call with kernels, which XLA is told now if it does not know it yet."""
     name = f"fastbn_{body.__name__}_{kernels[-1].name}_{dtype}_{'parallel' if own.parallel else 'serial'}"
-    with _lock:
-        if name not in _targets:
+    with _lock, interrupts.held_back():  # XLA must not know what is not kept, nor be told twice
+        if name not in _handlers:
             form = calls.ROWS if own.family == "adjacent" else calls.RUNS
-            of = [[kernel.get(LIKE[dtype].dtype, way) for kernel in kernels] for way in (own.parallel, False)]
-            chosen, twins = ([frame.address_of(kernel) for kernel in some] for some in of)
-            _register(name, body, dtype, form, chosen, twins)
+            functions = [kernel.get(LIKE[dtype].dtype, own.parallel) for kernel in kernels]
+            _register(name, body, dtype, form, [frame.address_of(function) for function in functions])
     return name

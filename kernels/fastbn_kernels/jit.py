@@ -19,7 +19,7 @@ import numpy as np
 from numba import config, njit, prange, types
 from numba.core.compiler_lock import global_compiler_lock
 
-from fastbn_kernels import cache, interrupts, threads
+from fastbn_kernels import cache, interrupts, lock, threads
 
 __all__ = [
     "Array",
@@ -142,7 +142,8 @@ class Kernel:
         dispatcher = njit(parallel=parallel, nogil=True, error_model="numpy")(self._twin(parallel))
         cache.enable(dispatcher)
         data = DTYPES[dtype.char]
-        dispatcher.compile(tuple(argument(data) for argument in self._signature))
+        with lock.left_alone():
+            dispatcher.compile(tuple(argument(data) for argument in self._signature))
         dispatcher.disable_compile()  # an argument of any other type is a mistake of ours, not a new specialisation
         hit = bool(dispatcher.stats.cache_hits)
         log.info(
