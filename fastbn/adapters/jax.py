@@ -77,10 +77,10 @@ def _call(run: Callable[..., list[Any]], options: _Options, results: list[Any], 
 def _foreign(target: xla.Target, options: _Options, flag: bool, results: list[Any], arguments: list[Any]) -> Any:
     """Call a handler of XLA's; absent arguments are left out."""
     x = arguments[0]
-    absent = (options.weight is None, options.bias is None, len(arguments) < 4)
+    present = options.weight is not None, options.bias is not None, len(arguments) > 3
     numbers = np.array([
         *_split(x.shape, options.axis), options.eps, options.momentum, options.correction, flag, target.past_cache,
-        target.groups, *(not a for a in absent),
+        target.groups, *present,
     ], float)  # fmt: skip
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results]
     call = jax.ffi.ffi_call(target.name, shapes, vmap_method="sequential")
@@ -228,8 +228,6 @@ def batch_norm(
     if x.size == 0 or (training and running and x.size // channels <= correction):
         raise ValueError(f"x: expected more values a channel than have a variance, got shape {x.shape}")
     dtypes = (None if p is None else p.dtype.name for p in (weight, bias))
-    options = _Options(
-        index, float(eps), float(momentum), float(correction), bool(training), *dtypes
-    )  # fmt: skip
+    options = _Options(index, float(eps), float(momentum), float(correction), bool(training), *dtypes)
     y, _, running = _forward(options, x, weight, bias, tuple(running))
     return y, *(running or (None, None))
