@@ -51,15 +51,15 @@ PYTEST = $(BIN)/pytest -n 2 --dist loadfile
 test: $(VENV)/.test
 	$(PYTEST) -m "not frameworks and not slow"
 	$(BIN)/pytest --doctest-modules fastbn/functional.py fastbn/layer.py
-	NUMBA_BOUNDSCHECK=1 $(PYTEST) tests/test_bounds.py tests/test_forward.py tests/test_backward.py \
-		tests/test_moments.py tests/test_fuzz.py
+	NUMBA_BOUNDSCHECK=1 $(PYTEST) tests/kernels/test_bounds.py tests/api/test_forward.py tests/api/test_backward.py \
+		tests/api/test_moments.py tests/fuzz/test_fuzz.py
 	$(MAKE) --no-print-directory --jobs=2 gpu-simulated gpu-static
 	$(PYTEST) bench --benchmark-disable
 
 # The GPU kernels on a simulated GPU, against the oracle.
 gpu-simulated: $(VENV)/.test
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/pytest tests/test_gpu_kernels.py tests/test_gpu_calls.py tests/test_gpu_fast.py \
-		tests/test_gpu_simulator.py
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/pytest tests/gpu/test_kernels.py tests/gpu/test_calls.py tests/gpu/test_launch_cache.py \
+		tests/gpu/test_simulator.py
 
 # The GPU kernels compiled for three architectures, without a GPU: registers, spills, widths of loads.
 gpu-static: $(VENV)/.test
@@ -73,7 +73,7 @@ test-slow: $(VENV)/.test fuzz
 	$(BIN)/pytest -m slow
 
 fuzz: $(VENV)/.test
-	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest tests/test_fuzz.py tests/test_fuzz_layer.py
+	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest tests/fuzz/test_fuzz.py tests/fuzz/test_fuzz_layer.py
 
 # Each trains on scikit-learn's digits inside another library.
 examples: $(VENV)/.frameworks

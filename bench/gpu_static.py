@@ -30,8 +30,8 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fastbn.backends import cuda_plan
-from fastbn.backends.cuda_plan import RESIDENT, THREADS, Device, capacity
+from fastbn.backends.cuda import plan as cuda_plan
+from fastbn.backends.cuda.plan import RESIDENT, THREADS, Device, capacity
 
 CHARS = {"float32": "f", "float64": "d", "float16": "h", "bfloat16": "H"}
 

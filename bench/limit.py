@@ -14,8 +14,8 @@ import numpy as np
 from numba import njit, prange
 from suites import Case
 
-from fastbn_kernels import threads
-from fastbn_kernels.cpu import vector
+from fastbn_kernels.build import threads
+from fastbn_kernels.cpu.simd import ops as vector
 
 LINE = 64
 # A piece of a copy, in float64: small against a thread's part, large against the cost of a turn.

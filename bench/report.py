@@ -20,7 +20,7 @@ from typing import Any
 
 from others import DISTURBED
 
-from fastbn.backends.plan import LAST_LEVEL_CACHE
+from fastbn.backends.cpu.plan import LAST_LEVEL_CACHE
 
 Row = dict[str, Any]
 

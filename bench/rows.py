@@ -14,7 +14,7 @@ from peers import PEERS, numpy_plain
 from problem import Unavailable, check, draw
 from suites import Case
 
-from fastbn.backends.plan import LAST_LEVEL_CACHE
+from fastbn.backends.cpu.plan import LAST_LEVEL_CACHE
 
 WIDE = "fastbn, float32"
 # How often a row is measured before it is taken as it is, disturbed.

@@ -7,11 +7,12 @@ where they are: `explain` says which, `to_device` and `to_host` copy. Importing 
 and kernels compile, with the first call.
 """
 
-from fastbn import _checkout
+from fastbn import _checkout as _checkout  # first: it makes `fastbn_kernels` importable
 from fastbn._version import __version__
+from fastbn.checkpoint import load, save
+from fastbn.context import Context, Gradients
 from fastbn.derivatives import batch_norm_double_backward, batch_norm_jvp
-from fastbn.device import Choice, explain, to_device, to_host
-from fastbn.files import load, save
+from fastbn.dispatch import Choice, explain, to_device, to_host
 from fastbn.functional import (
     backward_sums,
     batch_moments,
@@ -21,7 +22,6 @@ from fastbn.functional import (
 )
 from fastbn.layer import BatchNorm
 from fastbn.moments import BackwardSums, Moments
-from fastbn.results import Context, Gradients
 
 __all__ = [
     "BackwardSums",
@@ -44,5 +44,3 @@ __all__ = [
     "to_device",
     "to_host",
 ]
-
-_checkout.use_its_kernels()

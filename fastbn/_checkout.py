@@ -15,3 +15,6 @@ def use_its_kernels() -> None:
     folder = Path(__file__).resolve().parent.parent / "kernels"
     if (folder / "fastbn_kernels" / "__init__.py").is_file() and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+
+
+use_its_kernels()

@@ -123,7 +123,7 @@ def devices(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from fastbn import cost
-    from fastbn import device as processors
+    from fastbn import dispatch as processors
 
     console = Console()
 
@@ -176,7 +176,7 @@ def _cpu() -> str:
     """Say what the CPU is to fastbn."""
     import numba
 
-    from fastbn_kernels import threads
+    from fastbn_kernels.build import threads
 
     count = threads.count()  # starts the layer, which has no name before
     return f"{os.cpu_count()} cores, {count} threads ({numba.threading_layer()})"
@@ -195,7 +195,7 @@ def _gpu() -> str:
 
 def _choice(x: Any, unknown: str | None = None) -> str:
     """Say where `batch_norm` of an array would run, and why; `unknown` is why its cost on the GPU is not known."""
-    from fastbn.device import explain, from_environment
+    from fastbn.dispatch import explain, from_environment
 
     try:
         asked = from_environment()

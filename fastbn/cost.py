@@ -105,7 +105,7 @@ def measure(progress: Progress | None = None) -> Rates:
     ValueError
         If there is no GPU.
     """
-    from fastbn.device import require, to_device, to_host
+    from fastbn.dispatch import require, to_device, to_host
     from fastbn.functional import batch_norm
 
     require()
@@ -162,7 +162,7 @@ def file() -> Path | None:
 
 def gpu_name() -> str | None:
     """Return the name of the GPU that is here, or None; imports numba.cuda."""
-    from fastbn import device
+    from fastbn import dispatch as device
 
     if device.problem() is not None:
         return None
@@ -179,7 +179,7 @@ def _stamp() -> dict[str, object]:
 
 def save(rates: Rates) -> str | None:
     """Keep rates for later processes and the next call of this one; return why they are not kept, or None."""
-    from fastbn import device
+    from fastbn import dispatch as device
 
     path, gpu = file(), gpu_name()
     if gpu is None or gpu == "simulator":

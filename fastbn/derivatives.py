@@ -12,8 +12,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import fast, layout, validate
-from fastbn.results import Context
+from fastbn import layout
+from fastbn.backends.cpu import small_calls as fast
+from fastbn.checks import arrays as validate
+from fastbn.context import Context
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -165,6 +167,6 @@ def _table(ctx: Context) -> Array:
 
 def _backend() -> Any:
     """Return the backend; importing it imports Numba, which `import fastbn` must not."""
-    from fastbn.backends import cpu_derivatives
+    from fastbn.backends.cpu import derivatives as cpu_derivatives
 
     return cpu_derivatives

@@ -11,10 +11,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import device as processors
-from fastbn import fast, layout, memory, validate, values
+from fastbn import dispatch as processors
+from fastbn import layout
+from fastbn.backends.cpu import small_calls as fast
+from fastbn.checks import aliasing as memory
+from fastbn.checks import arrays as validate
+from fastbn.checks import scalars as values
+from fastbn.context import Context, Gradients
 from fastbn.moments import BackwardSums, Moments
-from fastbn.results import BIAS, INVSTD, LOW, M2, MEAN, WEIGHT, Context, Gradients
+from fastbn_kernels.saved import BIAS, INVSTD, MEAN, MEAN_LO, ROWS, VAR, WEIGHT
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -144,7 +149,7 @@ def batch_norm(
         out = validate.output(out, x, {"x": x}, others | _statistics(moments))
 
     y = layout.empty(x) if out is None else out
-    table = np.empty((6, channels))
+    table = np.empty((ROWS, channels))
     with np.errstate(invalid="ignore"):  # a signalling NaN
         table[WEIGHT] = 1.0 if weight is None else weight
         table[BIAS] = 0.0 if bias is None else bias
@@ -158,9 +163,9 @@ def batch_norm(
         else:
             mean, var = np.empty(0), np.empty(0)
         with np.errstate(all="ignore"):  # of an empty batch nothing is computed but this
-            table[MEAN], table[LOW], table[M2] = mean, 0.0, var  # the variance has the place of m2 here
+            table[MEAN], table[MEAN_LO], table[VAR] = mean, 0.0, var
             if x.size == 0:
-                table[INVSTD] = 1 / np.sqrt(table[M2] + eps)
+                table[INVSTD] = 1 / np.sqrt(table[VAR] + eps)
         if x.size:
             _normalize(x, axis, y, fast.backend().normalize, table, eps)
     ctx = Context(x, axis, count, table, _dtype(weight), _dtype(bias), not training, moments)

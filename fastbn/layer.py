@@ -7,11 +7,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import functional, validate, values
-from fastbn import state as state_dict
-from fastbn.device import checked
-from fastbn.device_array import is_device_array
-from fastbn.results import Context
+from fastbn import functional
+from fastbn.backends.cuda.arrays import is_device_array
+from fastbn.checks import arrays as validate
+from fastbn.checks import scalars as values
+from fastbn.checks import state_dict
+from fastbn.context import Context
+from fastbn.dispatch import checked
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbn import values
+from fastbn.checks import scalars as values
 
 Statistic = NDArray[np.float64]
 

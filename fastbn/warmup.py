@@ -119,7 +119,7 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
 def _kernels() -> Iterator[Any]:
     """Find every kernel where it is defined."""
     from fastbn_kernels import cpu
-    from fastbn_kernels.jit import Kernel
+    from fastbn_kernels.build.decorators import Kernel
 
     for found in pkgutil.iter_modules(cpu.__path__):
         module = importlib.import_module(f"{cpu.__name__}.{found.name}")
@@ -130,7 +130,7 @@ def _kernels() -> Iterator[Any]:
 
 def _tasks(names: Sequence[str], rare: bool) -> Iterator[tuple[Any, np.dtype[Any], bool]]:
     """List what is to be compiled, as the backend asks for it: kernel, dtype, and whether parallel."""
-    from fastbn_kernels import threads
+    from fastbn_kernels.build import threads
 
     several = threads.count() > 1
     shared: list[np.dtype[Any]] = [np.dtype(np.float64)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llvmlite import binding
 from numba import config, types
 
-from fastbn_kernels.cpu.vector import LANES
+from fastbn_kernels.cpu.simd.ops import LANES
 
 LABEL = re.compile(r"([.\w$]+):")
 INSTRUCTION = re.compile(r"\s+([a-z]\w*)\s*(.*)")

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 
 import fastbn
-from fastbn.backends import plan
+from fastbn.backends.cpu import plan
 
 # Parallel kernels of each family: rows, whole channels, tiles of channels, short runs.
 SHAPES = [(3000, 40), (6, 8, 60, 60), (6, 3, 90, 90), (100, 40, 12, 12)]

@@ -9,7 +9,7 @@ import errors_classes
 import errors_files
 import errors_functions
 import fastbn
-from fastbn import device
+from fastbn import dispatch as device
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "errors.md"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import device
-from fastbn.backends import cuda_plan
+from fastbn import dispatch as device
+from fastbn.backends.cuda import plan as cuda_plan
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 MISSING = None if SIMULATED else device.problem()
@@ -28,7 +28,7 @@ def gpu(monkeypatch):
     def pretend(**properties):
         if not SIMULATED:
             pytest.skip("a real GPU has the multiprocessors that it has")
-        from fastbn.backends import cuda
+        from fastbn.backends.cuda import launch as cuda
 
         own = simulated(**properties)
         monkeypatch.setattr(cuda, "device", lambda: own)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from fastbn.backends import plan
+from fastbn.backends.cpu import plan
 
 
 def force(monkeypatch, **changes):

@@ -65,7 +65,7 @@ def fold(unit=1.0):
 """
 
 LEAVE = """
-from fastbn_kernels.cpu.call import leave
+from fastbn_kernels.cpu.small_calls import leave
 def check(kind):
     dtype = np.dtype(kind)
     parameter = np.float64 if kind == "d" else np.float32

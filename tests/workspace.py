@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from fastbn.backends import plan
-from fastbn_kernels import threads
+from fastbn.backends.cpu import plan
+from fastbn_kernels.build import threads
 from fastbn_kernels.cpu import tiles
-from fastbn_kernels.cpu.vector import LANES
+from fastbn_kernels.cpu.simd.ops import LANES
 
 PYTHON = 8192  # views, tuples, a context
 

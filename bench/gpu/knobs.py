@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from fastbn import device_fast
-from fastbn.backends import cuda, cuda_plan
-from fastbn.backends.cuda_plan import Device, Plan
+from fastbn.backends.cuda import launch as cuda
+from fastbn.backends.cuda import launch_cache as device_fast
+from fastbn.backends.cuda import plan as cuda_plan
+from fastbn.backends.cuda.plan import Device, Plan
 from fastbn_kernels.cuda import toolkit
 
 # Workspace is for so many blocks a multiprocessor, where plans are turned.

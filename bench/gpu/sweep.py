@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from fastbn.backends import cuda
+from fastbn.backends.cuda import launch as cuda
 
 from . import arrays, knobs, peers, rows, timing
 from .timing import Contender

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 
-from fastbn_kernels.jit import scalar
+from fastbn_kernels.build.decorators import scalar
 
 
 @scalar

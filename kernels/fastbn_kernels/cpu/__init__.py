@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastbn_kernels.cpu.inline import (
+    from fastbn_kernels.cpu.jitted import (
         batch_norm_backward,
         batch_norm_backward_channel,
         batch_norm_forward,
@@ -30,6 +30,6 @@ def __getattr__(name: str) -> Any:
     """Import `inline` when one of its functions is asked for: fastbn itself does not need it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fastbn_kernels.cpu import inline
+    from fastbn_kernels.cpu import jitted as inline
 
     return getattr(inline, name)

@@ -9,21 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn_kernels.cpu.bands import rows_gradient, rows_gradient_sums, rows_scale
-from fastbn_kernels.cpu.runs import run_gradient, run_scale, runs_gradient_sums, to_line
-from fastbn_kernels.cpu.tiles import (
-    block_bounds,
-    block_tasks,
-    merge_bounds,
-    merge_tasks,
-    rows_together,
-    tile_bounds,
-    tile_count,
-)
-from fastbn_kernels.cpu.vector import LANES, fence
-from fastbn_kernels.cpu.wide import fold, wide, wide_rows
-from fastbn_kernels.formulas import gradient_coefficients, sum_with_xhat
-from fastbn_kernels.jit import (
+from fastbn_kernels.build.decorators import (
     Array,
     ReadC,
     ReadNCS,
@@ -35,6 +21,21 @@ from fastbn_kernels.jit import (
     prange,
     scalar,
 )
+from fastbn_kernels.cpu.loops.row_streams import rows_gradient, rows_gradient_sums, rows_scale
+from fastbn_kernels.cpu.loops.segments import run_gradient, run_scale, runs_gradient_sums, to_line
+from fastbn_kernels.cpu.simd.ops import fence
+from fastbn_kernels.cpu.simd.types import LANES
+from fastbn_kernels.cpu.tiles import (
+    block_bounds,
+    block_tasks,
+    merge_bounds,
+    merge_tasks,
+    rows_together,
+    tile_bounds,
+    tile_count,
+)
+from fastbn_kernels.cpu.wide_rows import fold, wide, wide_rows
+from fastbn_kernels.formulas import gradient_coefficients, sum_with_xhat
 
 # ---------------------------------------------------------------- tiles
 

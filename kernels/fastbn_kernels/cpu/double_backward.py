@@ -25,9 +25,21 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastbn_kernels.build.decorators import (
+    Array,
+    ReadC,
+    ReadNCS,
+    ReadRC,
+    Table,
+    WriteC,
+    WriteNCS,
+    WriteRC,
+    kernel,
+    prange,
+    scalar,
+)
 from fastbn_kernels.cpu.backward import add_rows
-from fastbn_kernels.cpu.call import INVSTD, LOW, MEAN, WEIGHT
-from fastbn_kernels.cpu.double_loops import (
+from fastbn_kernels.cpu.loops.double_backward import (
     band_double_gradient,
     band_double_sums,
     run_double_gradient,
@@ -42,9 +54,9 @@ from fastbn_kernels.cpu.tiles import (
     tile_bounds,
     tile_count,
 )
-from fastbn_kernels.cpu.wide import fold, wide, wide_rows
+from fastbn_kernels.cpu.wide_rows import fold, wide, wide_rows
 from fastbn_kernels.formulas import sum_with_xhat
-from fastbn_kernels.jit import Array, ReadC, ReadNCS, ReadRC, Table, WriteC, WriteNCS, WriteRC, kernel, prange, scalar
+from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, WEIGHT
 
 SUMS = 5  # of v, v * (x - mean), v * g, g, g * (x - mean)
 COEFFICIENTS = 6
@@ -63,7 +75,7 @@ def double_coefficients(
 
     ddy = a * v + (b * (x - mean) + c)        dx = e * v + (b * g + (h * (x - mean) + o))
     """
-    low, invstd = table[LOW, k], table[INVSTD, k]
+    low, invstd = table[MEAN_LO, k], table[INVSTD, k]
     v, vx, vg, g, gx = sums
     v_xhat = sum_with_xhat(v, vx, low, invstd) / count
     g_xhat = sum_with_xhat(g, gx, low, invstd) / count

@@ -12,12 +12,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastbn_kernels.build.decorators import (
+    Array,
+    ReadC,
+    ReadNCS,
+    ReadRC,
+    Table,
+    WriteNCS,
+    WriteRC,
+    kernel,
+    prange,
+    scalar,
+)
 from fastbn_kernels.cpu.backward import block_gradient, channel_sums, tile_gradient
-from fastbn_kernels.cpu.call import INVSTD, LOW, MEAN, WEIGHT
 from fastbn_kernels.cpu.tiles import block_tasks, tile_count
-from fastbn_kernels.cpu.wide import wide
+from fastbn_kernels.cpu.wide_rows import wide
 from fastbn_kernels.formulas import sum_with_xhat
-from fastbn_kernels.jit import Array, ReadC, ReadNCS, ReadRC, Table, WriteNCS, WriteRC, kernel, prange, scalar
+from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, WEIGHT
 
 
 @scalar
@@ -28,7 +39,7 @@ def tangent_coefficients(
     invstd = table[INVSTD, k]
     a = table[WEIGHT, k] * invstd
     b = invstd * (tweight - a * (sum_tx_xhat / count))
-    return a, b, tbias - a * (sum_tx / count) - b * table[LOW, k]
+    return a, b, tbias - a * (sum_tx / count) - b * table[MEAN_LO, k]
 
 
 @kernel
@@ -41,7 +52,7 @@ def jvp_apart(
     for k in prange(C):
         mean = table[MEAN, k]
         total, product = channel_sums(tx, x, k, mean)
-        product = sum_with_xhat(total, product, table[LOW, k], table[INVSTD, k])
+        product = sum_with_xhat(total, product, table[MEAN_LO, k], table[INVSTD, k])
         a, b, c = tangent_coefficients(np.float64(N * S), table, k, tweight[k], tbias[k], total, product)
         for tile in range(tiles):
             tile_gradient(tx, x, k, tiles - 1 - tile, mean, a, b, c, False, ty, past_cache)

@@ -15,8 +15,10 @@ import math
 
 import numpy as np
 
-from fastbn_kernels.cpu.bands import rows_sums
-from fastbn_kernels.cpu.runs import runs_sums
+from fastbn_kernels.build.decorators import Array, ReadNCS, ReadRC, WriteC, kernel, prange, scalar
+from fastbn_kernels.cpu.loops.row_streams import rows_sums
+from fastbn_kernels.cpu.loops.segments import runs_sums
+from fastbn_kernels.cpu.simd.ops import rounded, value
 from fastbn_kernels.cpu.tiles import (
     block_bounds,
     block_tasks,
@@ -26,10 +28,8 @@ from fastbn_kernels.cpu.tiles import (
     tile_bounds,
     tile_count,
 )
-from fastbn_kernels.cpu.vector import rounded, value
-from fastbn_kernels.cpu.wide import empty_numbers, fold, repeat
+from fastbn_kernels.cpu.wide_rows import empty_numbers, fold, repeat
 from fastbn_kernels.formulas import finite_or_zero, group, merge, shift_is_off, split_mean
-from fastbn_kernels.jit import Array, ReadNCS, ReadRC, WriteC, kernel, prange, scalar
 
 # ---------------------------------------------------------------- channels apart
 

@@ -10,22 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn_kernels.cpu.bands import rows_normalize
-from fastbn_kernels.cpu.moments import block_moments, channel_moments, merge_blocks
-from fastbn_kernels.cpu.runs import run_normalize, to_line
-from fastbn_kernels.cpu.tiles import (
-    block_tasks,
-    group_bounds,
-    merge_tasks,
-    rows_together,
-    stretch_shape,
-    tile_bounds,
-    tile_count,
-)
-from fastbn_kernels.cpu.vector import LANES, fence
-from fastbn_kernels.cpu.wide import empty_numbers, wide, wide_rows
-from fastbn_kernels.formulas import coefficients
-from fastbn_kernels.jit import (
+from fastbn_kernels.build.decorators import (
     Array,
     ReadC,
     ReadNCS,
@@ -37,6 +22,22 @@ from fastbn_kernels.jit import (
     prange,
     scalar,
 )
+from fastbn_kernels.cpu.loops.row_streams import rows_normalize
+from fastbn_kernels.cpu.loops.segments import run_normalize, to_line
+from fastbn_kernels.cpu.moments import block_moments, channel_moments, merge_blocks
+from fastbn_kernels.cpu.simd.ops import fence
+from fastbn_kernels.cpu.simd.types import LANES
+from fastbn_kernels.cpu.tiles import (
+    block_tasks,
+    group_bounds,
+    merge_tasks,
+    rows_together,
+    stretch_shape,
+    tile_bounds,
+    tile_count,
+)
+from fastbn_kernels.cpu.wide_rows import empty_numbers, wide, wide_rows
+from fastbn_kernels.formulas import coefficients
 
 
 @scalar

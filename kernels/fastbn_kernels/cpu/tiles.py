@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 
-from fastbn_kernels.cpu.bands import STREAMS
-from fastbn_kernels.cpu.vector import LANES
-from fastbn_kernels.jit import scalar
+from fastbn_kernels.build.decorators import scalar
+from fastbn_kernels.cpu.loops.row_streams import STREAMS
+from fastbn_kernels.cpu.simd.types import LANES
 
 # Values in a tile of one channel. 8192 float32 are 32 KB, a first-level cache; a tile also amortises the merge after
 # it (some 5 ns) over at least half a microsecond of sums.

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastbn_kernels import formulas
+from fastbn_kernels.cuda.loops.rows import columns_sums, rows_gradient, rows_gradient_sums, seat, vector_from
+from fastbn_kernels.cuda.loops.segments_gradient import runs_gradient, runs_gradient_sums
 from fastbn_kernels.cuda.moments import COLUMNS, SCRATCH, SUMS, WARP_SCRATCH, folded
 from fastbn_kernels.cuda.reduce import team_columns, team_sums
-from fastbn_kernels.cuda.rows import columns_sums, rows_gradient, rows_gradient_sums, seat, vector_from
-from fastbn_kernels.cuda.runs_gradient import runs_gradient, runs_gradient_sums
+from fastbn_kernels.cuda.simd.ops import width
 from fastbn_kernels.cuda.toolkit import (
     Counters,
     Data,
@@ -27,20 +28,17 @@ from fastbn_kernels.cuda.toolkit import (
     kernel,
     shared_formula,
 )
-from fastbn_kernels.cuda.vector import width
+from fastbn_kernels.saved import INVSTD, MEAN_LO, WEIGHT
 
 sum_with_xhat = shared_formula(formulas.sum_with_xhat)
 gradient_coefficients = shared_formula(formulas.gradient_coefficients)
-
-# Rows of the table, counted as in `normalize`.
-LOW, INVSTD, WEIGHT = 1, 3, 4
 
 
 @device
 def column_coefficients(table: Any, c: int, C: int, count: float, sum_dy: float, sum_dy_xhat: float) -> Any:
     """Return a, b and the shift of dx = a * dy + b * (x - mean) + shift in a channel."""
     row = i64(C)
-    low, invstd, weight = table[LOW * row + c], table[INVSTD * row + c], table[WEIGHT * row + c]
+    low, invstd, weight = table[MEAN_LO * row + c], table[INVSTD * row + c], table[WEIGHT * row + c]
     return gradient_coefficients(count, low, invstd, weight, sum_dy, sum_dy_xhat)
 
 
@@ -58,7 +56,7 @@ def channel_sums(
     row = i64(C)
     linear, products = runs_gradient_sums(dy, x, c, N, C, S, Q, first, i32(blocks * threads), table[c], held, room)
     linear, products = team_sums(linear, products, scratch, team, rank, blocks, teams, side, slots, words)
-    return linear, sum_with_xhat(linear, products, table[LOW * row + c], table[INVSTD * row + c]), i32(1 - side)
+    return linear, sum_with_xhat(linear, products, table[MEAN_LO * row + c], table[INVSTD * row + c]), i32(1 - side)
 
 
 @kernel(waits=True)
@@ -174,7 +172,7 @@ def group_sums(
     products = 0.0
     if one:
         linear, products = folded(sums, thread, columns, C, together)
-        products = sum_with_xhat(linear, products, table[LOW * i64(C) + c], table[INVSTD * i64(C) + c])
+        products = sum_with_xhat(linear, products, table[MEAN_LO * i64(C) + c], table[INVSTD * i64(C) + c])
     return linear, products, i32(1 - side)
 
 

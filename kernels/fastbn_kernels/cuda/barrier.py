@@ -19,7 +19,7 @@ from fastbn_kernels.cuda.toolkit import SIMULATED, cuda, device, i32
 APART = 32
 
 if SIMULATED or TYPE_CHECKING:
-    from fastbn_kernels.cuda import simulator
+    from simulated import gpu as simulator
 
     def arrive(words: Any, at: int) -> int:
         """Add one to a word and return what it was."""

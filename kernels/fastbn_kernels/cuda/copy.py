@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fastbn_kernels.cuda.simd.ops import get, load, numbers, store
 from fastbn_kernels.cuda.toolkit import Data, Long, Parameters, cuda, i32, i64, kernel
-from fastbn_kernels.cuda.vector import get, load, numbers, store
 
 
 @kernel(waits=False)

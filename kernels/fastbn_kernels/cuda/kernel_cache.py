@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from fastbn_kernels.cache import Files, NoStrayFolder, Unfailing, sources_digest, warn_once
+from fastbn_kernels.build.cache import Files, NoStrayFolder, Unfailing, sources_digest, warn_once
 from fastbn_kernels.cuda.toolkit import dispatcher
 
 

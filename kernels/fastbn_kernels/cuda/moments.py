@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 from fastbn_kernels import formulas
+from fastbn_kernels.cuda.loops.rows import columns_sums, rows_sums, seat, vector_from
+from fastbn_kernels.cuda.loops.segments import runs_sums, value
 from fastbn_kernels.cuda.reduce import team_columns, team_sums
-from fastbn_kernels.cuda.rows import columns_sums, rows_sums, seat, vector_from
-from fastbn_kernels.cuda.runs import runs_sums, value
+from fastbn_kernels.cuda.simd.ops import number, width
 from fastbn_kernels.cuda.toolkit import (
     Counters,
     Data,
@@ -29,7 +30,7 @@ from fastbn_kernels.cuda.toolkit import (
     kernel,
     shared_formula,
 )
-from fastbn_kernels.cuda.vector import number, width
+from fastbn_kernels.saved import M2
 
 finite_or_zero = shared_formula(formulas.finite_or_zero)
 group = shared_formula(formulas.group)
@@ -98,7 +99,7 @@ def moments_apart(
         if rank == 0 and cuda.threadIdx.x == 0:
             table[c] = mean
             table[i64(C) + c] = low
-            table[2 * i64(C) + c] = m2
+            table[M2 * i64(C) + c] = m2
         c = i32(c + teams)
 
 
@@ -187,5 +188,5 @@ def moments_adjacent(
         if rank == 0 and thread < columns and base + thread < C:
             table[base + thread] = mean
             table[i64(C) + base + thread] = low
-            table[2 * i64(C) + base + thread] = m2
+            table[M2 * i64(C) + base + thread] = m2
         base = i32(base + teams * columns)

@@ -5,7 +5,7 @@ normalises it from where it is: the tensor is read from memory once. What does n
 that it is met first in the second-level cache.
 
 `given` says what a call came with: 1 a weight, 2 a bias, 4 running statistics to update (or, where nothing is summed,
-to use). The table has the rows mean, low, m2, invstd, weight, bias.
+to use).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from fastbn_kernels import formulas
+from fastbn_kernels.cuda.loops.rows import rows_normalize, seat, vector_from
+from fastbn_kernels.cuda.loops.segments import runs_normalize
 from fastbn_kernels.cuda.moments import (
     COLUMNS,
     SCRATCH,
@@ -22,8 +24,7 @@ from fastbn_kernels.cuda.moments import (
     channel_moments,
     group_moments,
 )
-from fastbn_kernels.cuda.rows import rows_normalize, seat, vector_from
-from fastbn_kernels.cuda.runs import runs_normalize
+from fastbn_kernels.cuda.simd.ops import width
 from fastbn_kernels.cuda.toolkit import (
     Counters,
     Data,
@@ -38,7 +39,7 @@ from fastbn_kernels.cuda.toolkit import (
     kernel,
     shared_formula,
 )
-from fastbn_kernels.cuda.vector import width
+from fastbn_kernels.saved import BIAS, INVSTD, M2, MEAN, MEAN_LO, VAR, WEIGHT
 
 coefficients = shared_formula(formulas.coefficients)
 
@@ -65,12 +66,13 @@ def finish(
     scale, shift, invstd = coefficients(low, m2 / count, w, b, eps)
     if write:
         row = i64(C)
-        table[c] = mean
-        table[row + c] = low
-        table[2 * row + c] = m2
-        table[3 * row + c] = invstd
-        table[4 * row + c] = w
-        table[5 * row + c] = b
+        table[MEAN * row + c] = mean
+        table[MEAN_LO * row + c] = low
+        table[M2 * row + c] = m2
+        table[VAR * row + c] = m2 / count
+        table[INVSTD * row + c] = invstd
+        table[WEIGHT * row + c] = w
+        table[BIAS * row + c] = b
         if given & 4 != 0:
             running_mean[c] = f64(running_mean[c]) * (1.0 - momentum) + (mean + low) * momentum
             running_var[c] = f64(running_var[c]) * (1.0 - momentum) + m2 / (count - correction) * momentum
@@ -84,24 +86,24 @@ def given_statistics(
 ) -> tuple[float, float, float]:  # fmt: skip
     """Return mean, scale and shift of a channel from running statistics or, without any, those in the table.
 
-    The variance has the place of m2 there. With `write`, fill the rest of the channel's column.
+    With `write`, fill the rest of the channel's column.
     """
     row = i64(C)
     if given & 4 != 0:
         mean, low = as_pair(x, f64(running_mean[c]), 0.0)
         var = f64(running_var[c])
     else:
-        mean, low, var = table[c], table[row + c], table[2 * row + c]
+        mean, low, var = table[MEAN * row + c], table[MEAN_LO * row + c], table[VAR * row + c]
     w, b = affine(weight, bias, c, given)
     scale, shift, invstd = coefficients(low, var, w, b, eps)
     if write:
         if given & 4 != 0:  # otherwise other blocks may still read them
-            table[c] = mean
-            table[row + c] = low
-            table[2 * row + c] = var
-        table[3 * row + c] = invstd
-        table[4 * row + c] = w
-        table[5 * row + c] = b
+            table[MEAN * row + c] = mean
+            table[MEAN_LO * row + c] = low
+            table[VAR * row + c] = var
+        table[INVSTD * row + c] = invstd
+        table[WEIGHT * row + c] = w
+        table[BIAS * row + c] = b
     return mean, scale, shift
 
 

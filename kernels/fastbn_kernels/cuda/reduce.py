@@ -18,7 +18,7 @@ WARP = 32
 DIRECT = 16
 
 if SIMULATED or TYPE_CHECKING:
-    from fastbn_kernels.cuda import simulator
+    from simulated import gpu as simulator
 
     def warp_sum(value: Any, least: int) -> Any:
         """Add the values of the lanes that are equal modulo `least`, a power of two."""

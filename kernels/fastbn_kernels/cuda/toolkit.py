@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numba import config
 
-from fastbn_kernels import interrupts
-from fastbn_kernels.jit import DTYPES
+from fastbn_kernels.build import interrupts
+from fastbn_kernels.build.decorators import DTYPES
 
 __all__ = [
     "SIMULATED",
@@ -62,8 +62,8 @@ dispatcher: Any
 intrinsic: Any
 types: Any
 if SIMULATED:
-    from fastbn_kernels.cuda import simulator
-    from fastbn_kernels.cuda.vector_python import Pointer
+    from simulated import gpu as simulator
+    from simulated.gpu_vector import Pointer
 
     cuda = simulator.cuda
 

@@ -1,0 +1,234 @@
+"""JAX: batch norm under jit, grad, vmap, and grad of grad.
+
+XLA calls fastbn's kernels by itself where it can (`xla.py`), and Python, through `jax.pure_callback`, otherwise.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fastbn
+from fastbn.adapters.jax import xla
+from fastbn_kernels.saved import ROWS
+
+DATA, PARAMETERS = ("float32", "float64", "float16", "bfloat16"), ("float32", "float64")
+# A context's table travels as pairs of uint32: JAX has no float64 unless it is switched on.
+
+
+class _Options(NamedTuple):
+    """What a call is traced with."""
+
+    axis: int
+    eps: float
+    momentum: float
+    correction: float
+    training: bool
+    weight: str | None  # its dtype
+    bias: str | None
+
+
+def _run_forward(options: _Options, x: Any, weight: Any, bias: Any, *running: Any) -> list[Any]:
+    running = tuple(r.copy() for r in running)  # fastbn updates them in place, and those of JAX are read-only
+    mean, var = running or (None, None)
+    y, ctx = fastbn.batch_norm(
+        x, weight, bias, running_mean=mean, running_var=var, training=options.training, momentum=options.momentum,
+        correction=options.correction, eps=options.eps, axis=options.axis,
+    )  # fmt: skip
+    return [y, ctx.table.view(np.uint32), *(running if options.training else ())]
+
+
+def _context(options: _Options, x: Any, table: Any) -> fastbn.Context:
+    weight, bias = (None if name is None else np.dtype(name) for name in (options.weight, options.bias))
+    count = x.size // x.shape[options.axis]
+    return fastbn.Context(x, options.axis, count, table.view(np.float64), weight, bias, not options.training)
+
+
+def _run_backward(options: _Options, x: Any, table: Any, dy: Any) -> list[Any]:
+    grads = fastbn.batch_norm_backward(dy, _context(options, x, table))
+    return [grads.dx, grads.dweight, grads.dbias]
+
+
+def _run_double_backward(options: _Options, x: Any, table: Any, dy: Any, *seconds: Any) -> list[Any]:
+    ddx, ddweight, ddbias = seconds
+    return list(fastbn.batch_norm_double_backward(ddx, ddweight, ddbias, dy, _context(options, x, table)))
+
+
+@functools.cache  # JAX compiles again for a function that it has not seen
+def _on_arrays(run: Callable[..., list[Any]], options: _Options) -> Callable[..., list[Any]]:
+    def call(*arguments: Any) -> list[Any]:
+        return run(options, *(None if a is None else np.asarray(a) for a in arguments))
+
+    return call
+
+
+def _call(run: Callable[..., list[Any]], options: _Options, results: list[Any], arguments: list[Any]) -> Any:
+    """Call a function of arrays of NumPy; absent arguments and results are None."""
+    shapes = [None if dtype is None else jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results]
+    return jax.pure_callback(_on_arrays(run, options), shapes, *arguments, vmap_method="sequential")
+
+
+def _foreign(target: xla.Target, options: _Options, flag: bool, results: list[Any], arguments: list[Any]) -> Any:
+    """Call a handler of XLA's; absent arguments are left out."""
+    x = arguments[0]
+    present = options.weight is not None, options.bias is not None, len(arguments) > 3
+    numbers = np.array([
+        *_split(x.shape, options.axis), options.eps, options.momentum, options.correction, flag, target.past_cache,
+        target.groups, *present,
+    ], float)  # fmt: skip
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results]
+    call = jax.ffi.ffi_call(target.name, shapes, vmap_method="sequential")
+    return call(*(a for a in arguments if a is not None), numbers=numbers)
+
+
+def _split(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
+    """Return a shape as (N, C, S)."""
+    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _forward(options: _Options, x: Any, weight: Any, bias: Any, running: Any) -> Any:
+    channels = (x.shape[options.axis],)
+    new = [(channels, r.dtype) for r in running if options.training]
+    results = [(x.shape, x.dtype), ((ROWS, 2 * channels[0]), np.uint32), *new]
+    arguments = [x, weight, bias, *running]
+    if xla.takes(x.dtype.name, {a.dtype.name for a in arguments[1:] if a is not None}):
+        target = xla.forward(_split(x.shape, options.axis), x.dtype.name, options.training)
+        y, table, *updated = _foreign(target, options, options.training, results, arguments)
+    else:
+        y, table, *updated = _call(_run_forward, options, results, arguments)
+    return y, table, updated or list(running)
+
+
+def _forward_kept(options: _Options, x: Any, weight: Any, bias: Any, running: Any) -> Any:
+    results = _forward(options, x, weight, bias, running)
+    return results, (x, weight, results[1])
+
+
+def _forward_vjp(options: _Options, kept: Any, cotangents: Any) -> Any:
+    return *_backward(options, *kept, cotangents[0]), None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _backward(options: _Options, x: Any, weight: Any, table: Any, dy: Any) -> Any:
+    channels = (x.shape[options.axis],)
+    dtypes = options.weight, options.bias
+    if xla.takes(x.dtype.name, set(dtypes)):
+        target = xla.backward(_split(x.shape, options.axis), x.dtype.name, not options.training)
+        results = [(x.shape, x.dtype), *2 * [(channels, xla.parameter_dtype(x.dtype.name))]]
+        dx, *sums = _foreign(target, options, not options.training, results, [x, table, dy])
+        return dx, *(None if dtype is None else s for dtype, s in zip(dtypes, sums, strict=True))
+    results = [(x.shape, x.dtype), *((channels, dtype) for dtype in dtypes)]
+    return tuple(_call(_run_backward, options, results, [x, table, dy]))
+
+
+def _backward_kept(options: _Options, x: Any, weight: Any, table: Any, dy: Any) -> Any:
+    return _backward(options, x, weight, table, dy), (x, table, dy)
+
+
+def _backward_vjp(options: _Options, kept: Any, cotangents: Any) -> Any:
+    ddy, dx, dweight = _double_backward(options, *kept, *cotangents)
+    return dx, dweight, None, ddy
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _double_backward(options: _Options, x: Any, table: Any, dy: Any, ddx: Any, ddweight: Any, ddbias: Any) -> Any:
+    results = [(x.shape, x.dtype), (x.shape, x.dtype), ((x.shape[options.axis],), options.weight)]
+    return tuple(_call(_run_double_backward, options, results, [x, table, dy, ddx, ddweight, ddbias]))
+
+
+def _double_backward_kept(options: _Options, *arguments: Any) -> Any:
+    return _double_backward(options, *arguments), None
+
+
+def _double_backward_vjp(options: _Options, kept: Any, cotangents: Any) -> Any:
+    raise NotImplementedError("batch_norm: fastbn has first and second derivatives, a third one was asked for")
+
+
+_forward.defvjp(_forward_kept, _forward_vjp)
+_backward.defvjp(_backward_kept, _backward_vjp)
+_double_backward.defvjp(_double_backward_kept, _double_backward_vjp)
+
+
+def _parameter(name: str, value: Any, channels: int) -> Any:
+    if value is None:
+        return None
+    value = jnp.asarray(value)
+    if value.dtype.name not in PARAMETERS:
+        raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}")
+    if value.shape != (channels,):
+        raise ValueError(f"{name}: expected shape ({channels},), got {value.shape}")
+    return value
+
+
+def batch_norm(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    *,
+    training: bool = True,
+    momentum: float = 0.1,
+    correction: float = 1,
+    eps: float = 1e-5,
+    axis: int = -1,
+) -> tuple[Any, Any, Any]:
+    """Normalise every channel of a batch, then scale and shift it: `fastbn.batch_norm` for arrays of JAX.
+
+    Parameters
+    ----------
+    x : jax.Array of float32, float64, float16 or bfloat16, at least two axes
+    weight, bias : jax.Array of float32 or float64, shape (C,), optional
+    running_mean, running_var : jax.Array of float32 or float64, shape (C,), optional
+        No gradient flows through them, neither in nor out. ``momentum=1, correction=0`` returns the batch's own
+        mean and variance.
+    training, momentum, correction, eps
+        As for `fastbn.batch_norm`, and fixed under `jax.jit`. Momentum is the weight of the new value: 0.01 where Flax
+        has 0.99.
+    axis : int, default -1
+        The channel axis; the last one, as in Flax.
+
+    Returns
+    -------
+    y : jax.Array
+        Shape and dtype of x.
+    running_mean, running_var : jax.Array or None
+        The next ones.
+
+    Raises
+    ------
+    TypeError, ValueError
+        While tracing, if anything does not fit.
+    """
+    x = jnp.asarray(x)
+    if x.dtype.name not in DATA:
+        raise TypeError(f"x: expected one of {', '.join(DATA)}, got {x.dtype}")
+    index = operator.index(axis)
+    if x.ndim < 2 or not -x.ndim <= index < x.ndim:
+        raise ValueError(f"x, axis: expected at least 2 dimensions and an axis among them, got {x.shape} and {axis}")
+    index %= x.ndim
+    channels = x.shape[index]
+    parameters = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    weight, bias, *running = (_parameter(name, value, channels) for name, value in parameters.items())
+    if (running[0] is None) != (running[1] is None) or not (training or running[0] is not None):
+        raise ValueError("running_mean, running_var: expected both, or neither and training=True")
+    if not (0 < eps < math.inf and 0 <= momentum <= 1 and 0 <= correction < math.inf):
+        raise ValueError(
+            f"eps, momentum, correction: expected eps > 0, momentum from 0 to 1, correction >= 0, "
+            f"got {eps}, {momentum}, {correction}"
+        )
+    running = [r for r in running if r is not None]
+    if x.size == 0 or (training and running and x.size // channels <= correction):
+        raise ValueError(f"x: expected more values a channel than have a variance, got shape {x.shape}")
+    dtypes = (None if p is None else p.dtype.name for p in (weight, bias))
+    options = _Options(index, float(eps), float(momentum), float(correction), bool(training), *dtypes)
+    y, _, running = _forward(options, x, weight, bias, tuple(running))
+    return y, *(running or (None, None))

@@ -1,0 +1,1 @@
+"""The processor: plans, launches, and a short way through small calls."""

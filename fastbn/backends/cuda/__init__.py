@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: everything on the API side that knows of CUDA."""

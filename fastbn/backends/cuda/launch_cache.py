@@ -1,0 +1,206 @@
+"""The short way through a call on a GPU: what was launched for the same kind of call before, with other addresses.
+
+The long way (`on_device`) checks, lays out, plans and converts; all of that depends on types, shapes, strides, dtypes,
+alignments and numbers alone. A call that it has gone through once is kept as a `Recipe` under exactly these; the next
+one like it is checked for what they do not say, shared memory, and launched. Whatever is not as kept takes the long
+way, which copes or says what is wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastbn.backends.cuda.arrays import Library, own_stream
+from fastbn.backends.cuda.device_call import Call, DeviceContext
+from fastbn.context import Gradients
+from fastbn_kernels.saved import ROWS
+
+# Kinds of calls that are kept; a network has some hundred.
+MOST = 4096
+
+ABSENT = (0, 0, None)  # of an array: address, bytes, everything else
+
+# Where the addresses stand among a kernel's arguments: x, out, weight, bias, running_mean, running_var, table forward;
+# dy, x, dx, table, dweight, dbias backward.
+FORWARD = (0, 8, 1, 2, 3, 4, 9)
+GIVEN = (0, 6, 1, 2, 3, 4, 7)  # with running statistics
+BACKWARD = (0, 1, 4, 2, 5, 6)
+
+
+class Recipe(NamedTuple):
+    """A launch to be repeated."""
+
+    launch: Any
+    arguments: list[Any]
+    places: tuple[int, ...]
+    scalars: bool
+    values: int
+    channels: int
+    dtypes: tuple[Any, Any]
+
+
+_recipes: dict[Any, Recipe] = {}
+_libraries: dict[type, Library] = {}
+
+
+def forget() -> None:
+    """Drop all recipes."""
+    _recipes.clear()
+
+
+def _described(library: Library, kind: type, *values: Any) -> list[tuple[int, int, Any]] | None:
+    """Return address, bytes and everything else of arrays of one type, or None if one is not."""
+    found = []
+    for value in values:
+        if value is None:
+            found.append(ABSENT)
+            continue
+        if type(value) is not kind:
+            return None
+        description = library.describe(value)
+        if description is None:
+            return None
+        found.append(description)
+    return found
+
+
+def _apart(a: tuple[int, int, Any], *others: tuple[int, int, Any]) -> bool:
+    """Return whether an array shares no memory with others, all contiguous."""
+    start, nbytes, _ = a
+    end = start + nbytes
+    for address, size, _ in others:  # noqa: SIM110 - all() and its generator take three times as long
+        if end > address and address + size > start:
+            return False
+    return True
+
+
+def _same_or_apart(a: tuple[int, int, Any], b: tuple[int, int, Any]) -> bool:
+    return (a[0] == b[0] and a[2] == b[2]) or _apart(a, b)
+
+
+def _launch(
+    recipe: Recipe, library: Library, axis: int, data: int, values: tuple[Any, ...], addresses: tuple[int, ...]
+) -> None:
+    """Launch on these arrays, of which the first `data` are tensors; the address of a new one is not known yet."""
+    arguments = recipe.arguments.copy()
+    for i, value in enumerate(values):
+        if value is not None:
+            address = addresses[i] or library.address(value)
+            arguments[recipe.places[i]] = (
+                address if library.by_address else library.argument(value, axis, i < data, recipe.scalars)
+            )
+    recipe.launch(arguments)
+
+
+def _forward_key(
+    x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: Any, momentum: Any, correction: Any,
+    eps: Any, axis: Any, out: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Return what a forward pass is kept under, and the descriptions of its arrays, or None twice."""
+    kind = type(x)
+    library = _libraries.get(kind)
+    if library is None or type(training) is not bool or type(axis) is not int or type(eps) is not float:
+        return None, None
+    if type(momentum) is not float or type(correction) not in (int, float):
+        return None, None
+    found = _described(library, kind, x, out, weight, bias, running_mean, running_var)
+    if found is None:
+        return None, None
+    aligned = found[0][0] & 15, found[1][0] & 15
+    kinds = [description[2] for description in found]
+    return (kind, own_stream(library.stream(x)), training, momentum, correction, eps, axis, aligned, *kinds), found
+
+
+def forward(
+    x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: Any, momentum: Any, correction: Any,
+    eps: Any, axis: Any, out: Any,
+) -> tuple[Any, DeviceContext] | None:  # fmt: skip
+    """Return y and the context of a forward pass like one before, or None."""
+    key, found = _forward_key(
+        x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, out
+    )
+    recipe = _recipes.get(key)
+    if recipe is None:
+        return None
+    source, target, *parameters = found
+    if out is not None and not (_same_or_apart(target, source) and _apart(target, *parameters)):
+        return None
+    if training and running_mean is not None:
+        w, b, mean, var = parameters
+        if not (_apart(mean, source, w, b, var) and _apart(var, source, w, b)):
+            return None
+    library = _libraries[type(x)]
+    y = library.empty_like(x, None) if out is None else out
+    axis %= len(x.shape)
+    table = library.empty(x, (ROWS, recipe.channels), np.float64)
+    addresses = *(description[0] for description in found), 0
+    _launch(recipe, library, axis, 2, (x, y, weight, bias, running_mean, running_var, table), addresses)
+    ctx = DeviceContext(x, axis, recipe.values, table, *recipe.dtypes, not training)
+    ctx.on_host = (False, False)
+    if out is not None and target[0] == source[0]:
+        ctx.forget_x()
+    return y, ctx
+
+
+def keep_forward(call: Call, ctx: DeviceContext, launched: tuple[Any, list[Any]], *given: Any) -> None:
+    """Keep a forward pass that the long way has launched as it came."""
+    if not call.as_it_came or len(_recipes) >= MOST:
+        return
+    _libraries[type(call.x)] = call.library
+    key, _ = _forward_key(*given)
+    if key is not None:
+        launch, arguments = launched
+        places = GIVEN if ctx.frozen else FORWARD
+        dtypes = ctx.weight_dtype, ctx.bias_dtype
+        _recipes[key] = Recipe(launch, arguments, places, launch.scalars, ctx.count, ctx.channels, dtypes)
+
+
+def _backward_key(dy: Any, ctx: Any, out: Any) -> tuple[Any, Any]:
+    """Return what a backward pass is kept under, and the descriptions of its arrays, or None twice."""
+    x = ctx.x
+    kind = type(x)
+    library = _libraries.get(kind)
+    if library is None or ctx.on_host != (False, False) or not ctx.own_statistics:
+        return None, None
+    found = _described(library, kind, dy, x, out)
+    if found is None:
+        return None, None
+    aligned = tuple(description[0] & 15 for description in found)
+    kinds = [description[2] for description in found]
+    stream = own_stream(library.stream(x))
+    return (kind, stream, ctx.frozen, ctx.axis, ctx.weight_dtype, ctx.bias_dtype, aligned, *kinds), found
+
+
+def backward(dy: Any, ctx: DeviceContext, out: Any) -> Gradients | None:
+    """Return the gradients of a backward pass like one before, or None."""
+    key, found = _backward_key(dy, ctx, out)
+    recipe = _recipes.get(key)
+    if recipe is None:
+        return None
+    gradient, source, target = found
+    if out is not None and not (_same_or_apart(target, gradient) and _same_or_apart(target, source)):
+        return None
+    x = ctx.x
+    library = _libraries[type(x)]
+    dx = library.empty_like(x, None) if out is None else out
+    made = [None if dtype is None else library.empty(x, (recipe.channels,), dtype) for dtype in recipe.dtypes]
+    addresses = gradient[0], source[0], target[0], 0, 0, 0
+    _launch(recipe, library, ctx.axis, 3, (dy, x, dx, ctx.table_there, *made), addresses)
+    if out is not None and target[0] == source[0]:
+        ctx.forget_x()
+    return Gradients(dx, *made)
+
+
+def keep_backward(call: Call, ctx: DeviceContext, launched: tuple[Any, list[Any]], dy: Any, out: Any) -> None:
+    """Keep a backward pass that the long way has launched as it came."""
+    if not call.as_it_came or len(_recipes) >= MOST or ctx.x is None:
+        return
+    _libraries[type(call.x)] = call.library
+    key, _ = _backward_key(dy, ctx, out)
+    if key is not None:
+        launch, arguments = launched
+        dtypes = ctx.weight_dtype, ctx.bias_dtype
+        if len({dtype for dtype in dtypes if dtype is not None}) < 2:
+            _recipes[key] = Recipe(launch, arguments, BACKWARD, launch.scalars, ctx.count, ctx.channels, dtypes)

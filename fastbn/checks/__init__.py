@@ -1,0 +1,1 @@
+"""The checks on what a caller passed, and every message: nothing here computes."""

@@ -1,0 +1,248 @@
+"""Batch normalization inside a caller's own `@njit` functions.
+
+Import these from `fastbn_kernels.cpu`. They are compiled functions of arrays, to be called from `@njit` code, parallel
+or not, and from Python. They run in the thread that calls them, hold no lock, and use the tiles and sums of the kernels
+in this folder, so that results are those of `fastbn.batch_norm`: the same bits for x (N, C), and for x (N, C, S) with
+S > 1 wherever fastbn takes a channel at a time. Where it takes several (`short.py`: at most 256 values a run, at least
+16 samples and 16 channels, 32768 values and more), sums are added up in another order, and both keep the same bounds.
+
+    x, y, dy, dx                 float32 or float64, all of one dtype, C-contiguous, (N, C, S) or (N, C). y may be x; dx
+                                 may be dy or x. Numba has no arrays of 16-bit floats.
+    weight, bias, dweight, dbias float32 or float64, (C,)
+    invstd                       float64, (C,); in float32 it costs dx and dweight 6e-8 of their terms
+    mean                         float64, (C,) or (2, C). The second row holds what rounding to the first lost; without
+                                 it, x - mean is off by up to 1.1e-16 |mean| (in float32 6e-8 |mean|) in the gradients.
+                                 y never depends on the dtype or rows of mean.
+
+What Numba knows of a type is checked when a call is compiled (TypingError), shapes, aliases and eps when it runs
+(ValueError, nothing written). The `_channel` functions, which stand inside the caller's own loop, check types alone:
+a shape or channel that does not fit reads or writes memory that is not theirs, as array indices in `@njit` code do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import config, types
+from numba.core.errors import TypingError
+from numba.extending import overload
+
+from fastbn_kernels.build import cache
+from fastbn_kernels.build.decorators import Array, scalar
+from fastbn_kernels.cpu import backward, normalize
+from fastbn_kernels.cpu.moments import channel_moments
+from fastbn_kernels.cpu.small_calls import apart
+from fastbn_kernels.cpu.tiles import tile_count
+from fastbn_kernels.formulas import coefficients, finite_or_zero
+
+__all__ = [
+    "batch_norm_backward",
+    "batch_norm_backward_channel",
+    "batch_norm_forward",
+    "batch_norm_forward_channel",
+    "batch_norm_inference",
+]
+
+# The sources of the kernels, serial, for numbers a channel of any dtype.
+forward_rows = scalar(normalize.forward_adjacent.source)
+normalize_rows = scalar(normalize.normalize_adjacent.source)
+normalize_runs = scalar(normalize.normalize_apart.source)
+backward_rows = scalar(backward.backward_adjacent.source)
+
+
+# ---------------------------------------------------------------- what is checked
+
+
+def compile_time_check(read: tuple[Array, ...], written: tuple[Array, ...], numbers: tuple[Array, ...]) -> None:
+    """Refuse types that the functions here are not for, before a call is compiled: the data, and numbers a channel."""
+
+
+@overload(compile_time_check)  # type: ignore[untyped-decorator]
+def _compile_time_check(read: Any, written: Any, numbers: Any) -> Any:
+    data = (*read, *written)
+    for array in data:
+        if not isinstance(array, types.Array) or array.dtype not in (types.float32, types.float64):
+            raise TypingError(f"fastbn: x, y, dy and dx are arrays of float32 or float64, got {array}")
+        if array.layout != "C" or array.ndim not in (2, 3):
+            raise TypingError(
+                f"fastbn: x, y, dy and dx are C-contiguous, (N, C) or (N, C, S), got {array}; np.ascontiguousarray"
+            )
+        if (array.dtype, array.ndim) != (data[0].dtype, data[0].ndim):
+            raise TypingError(f"fastbn: x, y, dy and dx have one dtype and one shape, got {data[0]} and {array}")
+    for array in written:
+        if not array.mutable:
+            raise TypingError(f"fastbn: y and dx are written, got {array}")
+    for array in numbers:
+        if not isinstance(array, types.Array) or array.dtype not in (types.float32, types.float64):
+            raise TypingError(f"fastbn: parameters and statistics are arrays of float32 or float64, got {array}")
+
+    def implementation(read: Any, written: Any, numbers: Any) -> None:
+        pass
+
+    return implementation
+
+
+@scalar
+def is_or_apart(a: Array, b: Array) -> bool:
+    """Return whether two arrays are the same memory, or share none."""
+    return a.ctypes.data == b.ctypes.data or apart(a, b)
+
+
+@scalar
+def mean_fits(mean: Array, C: int) -> bool:
+    """Return whether the mean is (C,) or (2, C)."""
+    fits: bool = mean.shape == (2, C) if mean.ndim == 2 else mean.size == C
+    return fits
+
+
+# ---------------------------------------------------------------- the mean, in one row or two
+
+
+@scalar
+def put_mean(mean: Array, c: int, value: float, low: float) -> None:
+    """Keep the mean of channel c, which is value + low, in as many digits as the array has room for."""
+    if mean.ndim == 2:
+        mean[0, c] = value
+        mean[1, c] = finite_or_zero(value - mean[0, c]) + low
+    else:
+        mean[c] = value
+
+
+@scalar
+def mean_of(mean: Array, c: int) -> tuple[float, float]:
+    """Return (mean, low) of channel c."""
+    if mean.ndim == 2:
+        return np.float64(mean[0, c]), np.float64(mean[1, c])
+    return np.float64(mean[c]), 0.0
+
+
+# ---------------------------------------------------------------- one channel
+
+
+@scalar
+def batch_norm_forward_channel(
+    x: Array, c: int, weight: Array, bias: Array, eps: float, y: Array, mean: Array, invstd: Array
+) -> None:
+    """Normalise channel c of x (N, C, S) to y, which may be x; fill its mean and invstd.
+
+    For a loop of the caller's own over channels, `prange` or not. Nothing but types is checked.
+    """
+    compile_time_check((x,), (y,), (weight, bias, mean, invstd))
+    N, _, S = x.shape
+    value, low, m2 = channel_moments(x, c)
+    scale, shift, held = coefficients(low, m2 / np.float64(N * S), np.float64(weight[c]), np.float64(bias[c]), eps)
+    tiles = tile_count(N, S)
+    for tile in range(tiles):
+        normalize.normalize_tile(x, c, tiles - 1 - tile, value, scale, shift, y, False)
+    put_mean(mean, c, value, low)
+    invstd[c] = held
+
+
+@scalar
+def batch_norm_backward_channel(
+    dy: Array, x: Array, c: int, weight: Array, mean: Array, invstd: Array, dx: Array, dweight: Array, dbias: Array
+) -> None:
+    """Write dx, which may be dy or x, of channel c of x (N, C, S); fill its dweight and dbias.
+
+    For a loop of the caller's own over channels, `prange` or not. Nothing but types is checked.
+    """
+    compile_time_check((x, dy), (dx,), (weight, mean, invstd, dweight, dbias))
+    value, low = mean_of(mean, c)
+    total, product = backward.channel_gradient(
+        dy, x, c, np.float64(weight[c]), value, low, np.float64(invstd[c]), False, dx, False
+    )
+    dbias[c] = total
+    dweight[c] = product
+
+
+# ---------------------------------------------------------------- whole arrays
+
+
+@scalar
+def batch_norm_forward(x: Array, weight: Array, bias: Array, eps: float, y: Array, mean: Array, invstd: Array) -> None:
+    """Normalise x, (N, C, S) or (N, C), with its own statistics to y, which may be x; fill mean and invstd.
+
+    ``y = (x - mean) * invstd * weight + bias``, ``invstd = 1 / sqrt(var + eps)``, a channel at a time.
+    """
+    compile_time_check((x,), (y,), (weight, bias, mean, invstd))
+    C = x.shape[1]
+    if x.size == 0:
+        raise ValueError("fastbn: an empty batch has no statistics")
+    if y.shape != x.shape or not is_or_apart(x, y):
+        raise ValueError("fastbn: y has the shape of x, and is x or shares no memory with it")
+    if weight.size != C or bias.size != C or invstd.size != C or not mean_fits(mean, C):
+        raise ValueError("fastbn: weight, bias and invstd have the shape (C,), mean (C,) or (2, C)")
+    if not eps > 0.0:
+        raise ValueError("fastbn: eps is larger than 0")
+    if x.ndim == 2:
+        table = np.empty((6, C))
+        for c in range(C):
+            table[4, c] = weight[c]
+            table[5, c] = bias[c]
+        forward_rows(x, table[4], table[5], eps, False, y, table[0], table[1], table[2], table[3])
+        for c in range(C):
+            put_mean(mean, c, table[0, c], table[1, c])
+            invstd[c] = table[3, c]
+    else:
+        for c in range(C):
+            batch_norm_forward_channel(x, c, weight, bias, eps, y, mean, invstd)
+
+
+@scalar
+def batch_norm_backward(
+    dy: Array, x: Array, weight: Array, mean: Array, invstd: Array, dx: Array, dweight: Array, dbias: Array
+) -> None:
+    """Write the gradient dx, which may be dy or x, and fill dweight and dbias.
+
+    mean and invstd are those that `batch_norm_forward` filled; x is what it read.
+    """
+    compile_time_check((x, dy), (dx,), (weight, mean, invstd, dweight, dbias))
+    C = x.shape[1]
+    if x.size == 0:
+        raise ValueError("fastbn: an empty batch has no statistics")
+    if dy.shape != x.shape or dx.shape != x.shape or not is_or_apart(dx, dy) or not is_or_apart(dx, x):
+        raise ValueError("fastbn: dy and dx have the shape of x, and dx is one of them or shares no memory with them")
+    if weight.size != C or invstd.size != C or dweight.size != C or dbias.size != C or not mean_fits(mean, C):
+        raise ValueError("fastbn: weight, invstd, dweight and dbias have the shape (C,), mean (C,) or (2, C)")
+    if x.ndim == 2:
+        table = np.empty((5, C))
+        for c in range(C):
+            table[0, c], table[1, c] = mean_of(mean, c)
+            table[2, c] = invstd[c]
+        backward_rows(dy, x, weight, table[0], table[1], table[2], False, False, dx, table[3], table[4])
+        for c in range(C):
+            dbias[c] = table[3, c]
+            dweight[c] = table[4, c]
+    else:
+        for c in range(C):
+            batch_norm_backward_channel(dy, x, c, weight, mean, invstd, dx, dweight, dbias)
+
+
+@scalar
+def batch_norm_inference(x: Array, mean: Array, var: Array, weight: Array, bias: Array, eps: float, y: Array) -> None:
+    """Normalise x, (N, C, S) or (N, C), with given statistics to y, which may be x."""
+    compile_time_check((x,), (y,), (weight, bias, mean, var))
+    C = x.shape[1]
+    if y.shape != x.shape or not is_or_apart(x, y):
+        raise ValueError("fastbn: y has the shape of x, and is x or shares no memory with it")
+    if weight.size != C or bias.size != C or var.size != C or not mean_fits(mean, C):
+        raise ValueError("fastbn: weight, bias and var have the shape (C,), mean (C,) or (2, C)")
+    if not eps > 0.0:
+        raise ValueError("fastbn: eps is larger than 0")
+    if x.size == 0:
+        return
+    table = np.empty((3, C))
+    for c in range(C):
+        table[0, c], low = mean_of(mean, c)
+        w, b = np.float64(weight[c]), np.float64(bias[c])
+        table[1, c], table[2, c], _ = coefficients(low, np.float64(var[c]), w, b, eps)
+    if x.ndim == 2:
+        normalize_rows(x, table[0], table[1], table[2], False, y)
+    else:
+        normalize_runs(x, table[0], table[1], table[2], False, y)
+
+
+if not config.DISABLE_JIT:  # compiled once a machine, then loaded, whether Python or `@njit` code calls
+    for name in __all__:
+        cache.enable(globals()[name])

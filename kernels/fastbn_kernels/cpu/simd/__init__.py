@@ -1,0 +1,1 @@
+"""Vectors of 16 lanes and what they are made of."""

@@ -1,0 +1,301 @@
+"""Vectors of 16 lanes, written out in LLVM IR, for the inner loops.
+
+LLVM vectorises a simple loop by itself, but not one whose arrays may overlap (`out=x`), not with stores that bypass the
+cache, and not the tail of a plane of 49 values; and it chooses the order of a sum by itself. Here all four are said:
+`load` and `store` take an index into a contiguous array of any number of axes, convert between the dtype of the array
+and that of the arithmetic, and know nothing of aliases; `load_part` and `store_part` take the first few lanes; `stream`
+stores past the cache; `total` adds the lanes in a fixed tree. The same lanes are added in the same order on every
+processor.
+
+Arithmetic on float32 and float64 arrays is float64. On float16 (bits as int16) and bfloat16 (bits as uint16) it is
+float32, which holds each of their values and rounds 13 bits or more below their last; long sums are float64 there too
+(`widen`). 16 lanes of float64 are two AVX-512 registers, four of AVX2, eight of SSE2 or NEON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import config, types
+from numba.extending import intrinsic
+
+from fastbn_kernels.cpu.simd.types import (
+    DOUBLE,
+    DOUBLES,
+    FLOAT,
+    I16,
+    I32,
+    I64,
+    LANES,
+    MASK,
+    STORED,
+    as_stored,
+    broadcast,
+    computed,
+    declare,
+    decode,
+    encode,
+    first_lanes,
+    lanes64,
+    line_bytes,
+    pointer,
+    vector_name,
+)  # fmt: skip
+
+OPERATIONS = (
+    "load", "load_part", "numbers", "numbers_part", "value", "rounded", "store", "store_part", "stream",
+    "offset_from_line", "prefetch", "fence", "splat", "keep", "add", "sub", "mul", "fma", "widen", "total",
+)  # fmt: skip
+
+Codegen = Callable[[Any, Any, Any, Any], Any]
+
+
+def _load(convert: bool, part: bool) -> Any:
+    """Return the code that loads a vector, whole or in part, converted or as it is stored."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type = signature.args[0]
+        element, size, _ = STORED[array_type.dtype]
+        count = arguments[2] if part else I64(LANES)
+        address = pointer(context, builder, array_type, arguments[0], arguments[1], count)
+        if part:
+            vector = address.type.pointee
+            types_ = [address.type, I32, MASK, vector]
+            function = declare(builder, f"llvm.masked.load.{vector_name(element)}.p0", vector, types_)
+            mask = first_lanes(builder, count)
+            loaded = builder.call(function, [address, I32(size), mask, ir.Constant(vector, None)])
+        else:
+            loaded = builder.load(address, align=size)
+        return decode(builder, loaded, array_type.dtype) if convert else loaded
+
+    return codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
+    """Return array.flat[index : index + LANES]."""
+    return computed(array)(array, types.intp), _load(convert=True, part=False)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load_part(typing: Any, array: Any, index: Any, count: Any) -> tuple[Any, Codegen]:
+    """Return array.flat[index : index + count] and zeros; count < LANES. What lies behind is not touched."""
+    return computed(array)(array, types.intp, types.intp), _load(convert=True, part=True)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def numbers(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
+    """Return array.flat[index : index + LANES] of an array that `empty_numbers` made."""
+    return as_stored(array)(array, types.intp), _load(convert=False, part=False)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def numbers_part(typing: Any, array: Any, index: Any, count: Any) -> tuple[Any, Codegen]:
+    """Return array.flat[index : index + count] and zeros of an array that `empty_numbers` made."""
+    return as_stored(array)(array, types.intp, types.intp), _load(convert=False, part=True)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def value(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
+    """Return array.flat[index] as a float64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type = signature.args[0]
+        dtype = array_type.dtype
+        address = pointer(context, builder, array_type, arguments[0], arguments[1], I64(1))
+        element = builder.load(builder.bitcast(address, STORED[dtype][0].as_pointer()), align=STORED[dtype][1])
+        if STORED[dtype][0] == I16:
+            one = ir.VectorType(I16, 1)
+            vector = builder.insert_element(ir.Constant(one, ir.Undefined), element, I32(0))
+            element = builder.extract_element(decode(builder, vector, dtype), I32(0))
+        return element if element.type == DOUBLE else builder.fpext(element, DOUBLE)
+
+    return types.float64(array, types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def rounded(typing: Any, array: Any, number: Any) -> tuple[Any, Codegen]:
+    """Return a number as the arithmetic on an array holds it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if computed(signature.args[0]) is lanes64:
+            return arguments[1]
+        return builder.fpext(builder.fptrunc(arguments[1], FLOAT), DOUBLE)
+
+    return types.float64(array, types.float64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store(typing: Any, array: Any, index: Any, vector: Any) -> tuple[Any, Codegen]:
+    """Write array.flat[index : index + LANES]."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type = signature.args[0]
+        address = pointer(context, builder, array_type, arguments[0], arguments[1], I64(LANES))
+        encoded = encode(builder, arguments[2], array_type.dtype)
+        builder.store(encoded, address, align=STORED[array_type.dtype][1])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, computed(array)), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store_part(typing: Any, array: Any, index: Any, count: Any, vector: Any) -> tuple[Any, Codegen]:
+    """Write array.flat[index : index + count]; count < LANES. What lies behind is not touched."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type = signature.args[0]
+        element, size, _ = STORED[array_type.dtype]
+        address = pointer(context, builder, array_type, arguments[0], arguments[1], arguments[2])
+        types_ = [address.type.pointee, address.type, I32, MASK]
+        function = declare(builder, f"llvm.masked.store.{vector_name(element)}.p0", ir.VoidType(), types_)
+        encoded = encode(builder, arguments[3], array_type.dtype)
+        builder.call(function, [encoded, address, I32(size), first_lanes(builder, arguments[2])])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp, computed(array)), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def stream(typing: Any, array: Any, index: Any, vector: Any) -> tuple[Any, Codegen]:
+    """Write array.flat[index : index + LANES] past the cache, which `offset_from_line` must call aligned.
+
+    Call `fence` before others read it.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type = signature.args[0]
+        address = pointer(context, builder, array_type, arguments[0], arguments[1], I64(LANES))
+        instruction = builder.store(
+            encode(builder, arguments[2], array_type.dtype), address, align=line_bytes(array_type)
+        )
+        instruction.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, computed(array)), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def offset_from_line(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
+    """Return how many elements array.flat[index] lies behind a multiple of a vector's bytes, at most 64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type = signature.args[0]
+        address = pointer(context, builder, array_type, arguments[0], arguments[1])
+        behind = builder.and_(builder.ptrtoint(address, I64), I64(line_bytes(array_type) - 1))
+        return builder.udiv(behind, I64(STORED[array_type.dtype][1]))
+
+    return types.intp(array, types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
+    """Ask for the cache line of array.flat[index], which may lie outside the array."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = pointer(context, builder, signature.args[0], arguments[0], arguments[1])
+        function = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [address.type, I32, I32, I32])
+        builder.call(function, [address, I32(0), I32(3), I32(1)])  # for reading, into every level, data
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fence(typing: Any) -> tuple[Any, Codegen]:
+    """Order streamed stores before whatever is stored after them."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def splat(typing: Any, array: Any, number: Any) -> tuple[Any, Codegen]:
+    """Return a vector of one number, to compute with values of an array."""
+    result = computed(array)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        single = arguments[1] if result is lanes64 else builder.fptrunc(arguments[1], FLOAT)
+        return broadcast(builder, single)
+
+    return result(array, types.float64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def keep(typing: Any, vector: Any, count: Any) -> tuple[Any, Codegen]:
+    """Return the vector with lanes from `count` on replaced by zero."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.select(first_lanes(builder, arguments[1]), arguments[0], ir.Constant(vector.vector, None))
+
+    return vector(vector, types.intp), codegen
+
+
+def _binary(instruction: str) -> Any:
+    @intrinsic  # type: ignore[untyped-decorator]
+    def operation(typing: Any, a: Any, b: Any) -> tuple[Any, Codegen]:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return getattr(builder, instruction)(*arguments)
+
+        return a(a, a), codegen
+
+    return operation
+
+
+add = _binary("fadd")
+sub = _binary("fsub")
+mul = _binary("fmul")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fma(typing: Any, a: Any, b: Any, c: Any) -> tuple[Any, Codegen]:
+    """Return a * b + c, rounded once where the processor can; elsewhere `llvm.fma` would be 16 calls of libm."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        function = declare(builder, f"llvm.fmuladd.{vector_name(a.vector.element)}", a.vector, [a.vector] * 3)
+        return builder.call(function, arguments)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def widen(typing: Any, vector: Any) -> tuple[Any, Codegen]:
+    """Return a vector as float64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return arguments[0] if vector is lanes64 else builder.fpext(arguments[0], DOUBLES)
+
+    return lanes64(vector), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def total(typing: Any, vector: Any) -> tuple[Any, Codegen]:
+    """Return the sum of float64 lanes: halves added to halves, four times."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value, width = arguments[0], LANES
+        while width > 1:
+            width //= 2
+            parts = [
+                builder.shuffle_vector(
+                    value,
+                    ir.Constant(value.type, ir.Undefined),
+                    ir.Constant(ir.VectorType(I32, width), list(range(start, start + width))),
+                )
+                for start in (0, width)
+            ]
+            value = builder.fadd(*parts)
+        return builder.extract_element(value, I32(0))
+
+    return types.float64(lanes64), codegen
+
+
+if config.DISABLE_JIT:  # for a debugger: plain Python from the checkout's tests, which no wheel carries
+    from simulated import simd_python
+
+    globals().update({name: getattr(simd_python, name) for name in OPERATIONS})

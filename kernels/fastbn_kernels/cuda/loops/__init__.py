@@ -1,0 +1,1 @@
+"""What walks memory: the sweeps."""

@@ -1,0 +1,1 @@
+"""Vectors of 16 bytes and what they are made of."""

@@ -1,0 +1,332 @@
+"""`vector` as intrinsics: LLVM's IR, with inline assembly where a cache hint or an instruction has no other name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from fastbn_kernels.cuda.simd.words import (
+    DOUBLE,
+    FLOAT,
+    LONG,
+    WORD,
+    WORDS,
+    address,
+    const,
+    count_of,
+    number_of,
+    to_numbers,
+    to_words,
+    unpack,
+    vector_of,
+)
+from fastbn_kernels.cuda.toolkit import intrinsic, types
+
+RAW = types.UniTuple(types.int32, 4)
+ANY = types.int64
+
+
+def loader(hint: str) -> Any:
+    """Make the intrinsic that loads with a cache hint."""
+
+    def load(typingctx: Any, x: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            count, bits = count_of(x), x.dtype.bitwidth
+            where = address(builder, *args)
+            zero = const(0)
+            if count > 1:
+                kind = ir.FunctionType(ir.LiteralStructType([WORD] * 4), [LONG])
+                text = f"ld.global{hint}.v4.b32 {{$0,$1,$2,$3}}, [$4];"
+                code = ir.InlineAsm(kind, text, "=r,=r,=r,=r,l", side_effect=True)
+                words = unpack(builder, builder.call(code, [where]), 4)
+            elif bits == 16:
+                # A 16-bit register widened in the same block: inline assembly has no constraint for half a word.
+                text = f"{{ .reg .b16 h; ld.global{hint}.b16 h, [$1]; cvt.u32.u16 $0, h; }}"
+                code = ir.InlineAsm(ir.FunctionType(WORD, [LONG]), text, "=r,l", side_effect=True)
+                words = [builder.call(code, [where]), zero, zero, zero]
+            elif bits == 32:
+                code = ir.InlineAsm(
+                    ir.FunctionType(WORD, [LONG]), f"ld.global{hint}.b32 $0, [$1];", "=r,l", side_effect=True
+                )
+                words = [builder.call(code, [where]), zero, zero, zero]
+            else:
+                kind = ir.FunctionType(ir.LiteralStructType([WORD] * 2), [LONG])
+                text = f"ld.global{hint}.v2.b32 {{$0,$1}}, [$2];"
+                code = ir.InlineAsm(kind, text, "=r,=r,l", side_effect=True)
+                words = [*unpack(builder, builder.call(code, [where]), 2), zero, zero]
+            return context.make_tuple(builder, signature.return_type, words)
+
+        return RAW(x, ANY), generate
+
+    return intrinsic(load)
+
+
+# What is kept on the chip is read once: it goes first when the caches fill. What is read again stays in the second.
+load_once = loader(".cs")
+load = loader(".L1::no_allocate")
+
+
+@intrinsic
+def width(typingctx: Any, x: Any) -> Any:
+    """Return how many values of x are taken at a time."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return const(count_of(x))
+
+    return types.int32(x), generate
+
+
+@intrinsic
+def numbers(typingctx: Any, x: Any, raw: Any) -> Any:
+    """Convert what was loaded from x."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = to_numbers(builder, x.dtype, count_of(x), unpack(builder, args[1], 4))
+        return context.make_tuple(builder, signature.return_type, values)
+
+    return vector_of(x)(x, RAW), generate
+
+
+@intrinsic
+def store(typingctx: Any, y: Any, at: Any, values: Any) -> Any:
+    """Round a vector to y's dtype and store it; nobody here reads it again."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        count = count_of(y)
+        words = to_words(builder, y.dtype, unpack(builder, args[2], count))
+        _store_words(builder, address(builder, args[0], args[1]), words, y.dtype.bitwidth * count)
+        return context.get_dummy_value()
+
+    return types.void(y, ANY, vector_of(y)), generate
+
+
+def _store_words(builder: Any, where: Any, words: list[Any], bits: int) -> None:
+    void = ir.VoidType()
+    if bits == 16:
+        text = "{ .reg .b16 h; cvt.u16.u32 h, $1; st.global.cs.b16 [$0], h; }"
+        code = ir.InlineAsm(ir.FunctionType(void, [LONG, WORD]), text, "l,r,~{memory}", side_effect=True)
+        builder.call(code, [where, words[0]])
+        return
+    n = bits // 32
+    group = ",".join(f"${i + 1}" for i in range(n))
+    text = f"st.global.cs.b32 [$0], {group};" if n == 1 else f"st.global.cs.v{n}.b32 [$0], {{{group}}};"
+    constraints = "l," + "r," * n + "~{memory}"
+    code = ir.InlineAsm(ir.FunctionType(void, [LONG] + [WORD] * n), text, constraints, side_effect=True)
+    builder.call(code, [where, *words])
+
+
+@intrinsic
+def store_part(typingctx: Any, y: Any, at: Any, values: Any, lo: Any, hi: Any) -> Any:
+    """Store the values from lo up to hi of a vector."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, index, vector, low, high = args
+        for i, value in enumerate(unpack(builder, vector, count_of(y))):
+            here = const(i)
+            inside = builder.and_(builder.icmp_signed("<=", low, here), builder.icmp_signed("<", here, high))
+            with builder.if_then(inside):
+                words = to_words(builder, y.dtype, [value])
+                at = builder.add(index, const(i, LONG))
+                _store_words(builder, address(builder, pointer, at), words, y.dtype.bitwidth)
+        return context.get_dummy_value()
+
+    return types.void(y, ANY, vector_of(y), types.int32, types.int32), generate
+
+
+@intrinsic
+def load_part(typingctx: Any, x: Any, at: Any, hi: Any) -> Any:
+    """Load the first `hi` values of a vector, where those behind do not belong to anybody; the rest are zero."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        count, bits = count_of(x), x.dtype.bitwidth
+        kind = ir.IntType(bits)
+        base = builder.bitcast(args[0], kind.as_pointer())
+        room = ir.VectorType(kind, count)(ir.Undefined)
+        for i in range(count):
+            with builder.if_else(builder.icmp_signed("<", const(i), args[2])) as (inside, outside):
+                with inside:
+                    value = builder.load(builder.gep(base, [builder.add(args[1], const(i, LONG))]))
+                    loaded_in = builder.block
+                with outside:
+                    skipped_in = builder.block
+            either = builder.phi(kind)
+            either.add_incoming(value, loaded_in)
+            either.add_incoming(const(0, kind), skipped_in)
+            room = builder.insert_element(room, either, const(i))
+        if count == 1:
+            wide = builder.zext(builder.extract_element(room, const(0)), ir.IntType(128))
+            whole = builder.bitcast(wide, WORDS)
+        else:
+            whole = builder.bitcast(room, WORDS)
+        words = [builder.extract_element(whole, const(i)) for i in range(4)]
+        return context.make_tuple(builder, signature.return_type, words)
+
+    return RAW(x, ANY, types.int32), generate
+
+
+def _held(context: Any, builder: Any, array: Any, value: Any, slot: Any) -> Any:
+    """Return the shared address of a slot of 16 bytes."""
+    data = context.make_array(array)(context, builder, value=value).data
+    words = builder.bitcast(data, WORDS.as_pointer())
+    return builder.addrspacecast(builder.gep(words, [slot]), ir.PointerType(WORDS, 3))
+
+
+@intrinsic
+def keep(typingctx: Any, held: Any, slot: Any, raw: Any) -> Any:
+    """Put what was loaded into a slot of shared memory."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        whole = WORDS(ir.Undefined)
+        for i, word in enumerate(unpack(builder, args[2], 4)):
+            whole = builder.insert_element(whole, word, const(i))
+        builder.store(whole, _held(context, builder, held, args[0], args[1]), align=16)
+        return context.get_dummy_value()
+
+    return types.void(held, types.int32, RAW), generate
+
+
+@intrinsic
+def kept(typingctx: Any, held: Any, slot: Any) -> Any:
+    """Take it out again."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        whole = builder.load(_held(context, builder, held, *args), align=16)
+        words = [builder.extract_element(whole, const(i)) for i in range(4)]
+        return context.make_tuple(builder, signature.return_type, words)
+
+    return RAW(held, types.int32), generate
+
+
+@intrinsic
+def number(typingctx: Any, x: Any, value: Any) -> Any:
+    """Round a float64 to the type that values of x are computed with."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fptrunc(args[1], FLOAT) if x.dtype.bitwidth == 16 else args[1]
+
+    return number_of(x)(x, types.float64), generate
+
+
+@intrinsic
+def splat(typingctx: Any, x: Any, value: Any) -> Any:
+    """Return a vector of one number, a float64 that is rounded as `number` does."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        one = builder.fptrunc(args[1], FLOAT) if x.dtype.bitwidth == 16 else args[1]
+        return context.make_tuple(builder, signature.return_type, [one] * count_of(x))
+
+    return vector_of(x)(x, types.float64), generate
+
+
+@intrinsic
+def put(typingctx: Any, vector: Any, index: Any, value: Any) -> Any:
+    """Return the vector with a float64 in one place."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        one = args[2] if vector.dtype == types.float64 else builder.fptrunc(args[2], FLOAT)
+        old = unpack(builder, args[0], vector.count)
+        new = [builder.select(builder.icmp_signed("==", args[1], const(i)), one, old[i]) for i in range(vector.count)]
+        return context.make_tuple(builder, signature.return_type, new)
+
+    return vector(vector, types.int32, types.float64), generate
+
+
+@intrinsic
+def get(typingctx: Any, vector: Any, index: Any) -> Any:
+    """Return one place of a vector, as float64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = unpack(builder, args[0], vector.count)
+        one = values[0]
+        for i in range(1, vector.count):
+            one = builder.select(builder.icmp_signed("==", args[1], const(i)), values[i], one)
+        return one if vector.dtype == types.float64 else builder.fpext(one, DOUBLE)
+
+    return types.float64(vector, types.int32), generate
+
+
+def elementwise(operation: Any, operands: int) -> Any:
+    """Make the intrinsic that applies an instruction to vectors place by place."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        count = signature.return_type.count
+        columns = zip(*(unpack(builder, arg, count) for arg in args), strict=True)
+        return context.make_tuple(builder, signature.return_type, [operation(builder, *c) for c in columns])
+
+    if operands == 2:
+
+        def binary(typingctx: Any, a: Any, b: Any) -> Any:
+            return a(a, a), generate
+
+        return intrinsic(binary)
+
+    def ternary(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+        return a(a, a, a), generate
+
+    return intrinsic(ternary)
+
+
+add = elementwise(lambda builder, a, b: builder.fadd(a, b), 2)
+sub = elementwise(lambda builder, a, b: builder.fsub(a, b), 2)
+mul = elementwise(lambda builder, a, b: builder.fmul(a, b), 2)
+fma = elementwise(lambda builder, a, b, c: builder.fma(a, b, c), 3)
+
+
+@intrinsic
+def widen(typingctx: Any, a: Any) -> Any:
+    """Return a vector as float64."""
+    wide = types.UniTuple(types.float64, a.count)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = unpack(builder, args[0], a.count)
+        if a.dtype == types.float32:
+            values = [builder.fpext(value, DOUBLE) for value in values]
+        return context.make_tuple(builder, wide, values)
+
+    return wide(a), generate
+
+
+@intrinsic
+def total(typingctx: Any, a: Any) -> Any:
+    """Return the sum of a vector as float64, added in the type that it has."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = unpack(builder, args[0], a.count)
+        while len(values) > 1:
+            values = [builder.fadd(*values[i : i + 2]) for i in range(0, len(values), 2)]
+        return values[0] if a.dtype == types.float64 else builder.fpext(values[0], DOUBLE)
+
+    return types.float64(a), generate
+
+
+@intrinsic
+def dot(typingctx: Any, a: Any, b: Any) -> Any:
+    """Return the sum of the products of two vectors as float64, computed in the type that they have."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        left, right = (unpack(builder, arg, a.count) for arg in args)
+        half = max(1, a.count // 2)
+        sums = [builder.fmul(left[i], right[i]) for i in range(half)]
+        for i in range(half, a.count):
+            sums[i - half] = builder.fma(left[i], right[i], sums[i - half])
+        while len(sums) > 1:
+            sums = [builder.fadd(*sums[i : i + 2]) for i in range(0, len(sums), 2)]
+        return sums[0] if a.dtype == types.float64 else builder.fpext(sums[0], DOUBLE)
+
+    return types.float64(a, a), generate
+
+
+@intrinsic
+def inside(typingctx: Any, a: Any, lo: Any, hi: Any, other: Any) -> Any:
+    """Return the vector with `other` in the places before lo and from hi on."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector, low, high, instead = args
+        chosen = []
+        for i, value in enumerate(unpack(builder, vector, a.count)):
+            within = builder.and_(builder.icmp_signed("<=", low, const(i)), builder.icmp_signed("<", const(i), high))
+            chosen.append(builder.select(within, value, instead))
+        return context.make_tuple(builder, a, chosen)
+
+    return a(a, types.int32, types.int32, a.dtype), generate

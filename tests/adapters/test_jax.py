@@ -1,0 +1,217 @@
+"""fastbn.adapters.jax against fastbn itself, against JAX's own derivatives, and under JAX's transformations."""
+
+import functools
+import threading
+
+import numpy as np
+import pytest
+
+import fastbn
+from grid import affine, draw
+from processes import run
+
+pytest.importorskip("jax", reason="JAX is not installed; make test-frameworks installs it")
+import jax
+import jax.numpy as jnp
+
+from fastbn.adapters.jax import batch_norm, xla
+
+pytestmark = pytest.mark.frameworks
+
+DTYPES = ["float32", "float64", "float16", "bfloat16"]
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu():
+    with jax.default_device(jax.devices("cpu")[0]), jax.enable_x64(True):
+        yield
+
+
+def plain(x, weight, bias, mean=None, var=None, axis=-1):
+    """The formula, which JAX differentiates by itself."""
+    along = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    if mean is None:
+        mean = x.mean(along)
+        var = ((x - mean.reshape(shape)) ** 2).mean(along)
+    xhat = (x - mean.reshape(shape)) / jnp.sqrt(var.reshape(shape) + 1e-5)
+    return xhat * weight.reshape(shape) + bias.reshape(shape)
+
+
+@pytest.fixture
+def through_python(monkeypatch):
+    """Calls go through Python, as on a GPU."""
+    monkeypatch.setattr(xla, "takes", lambda *_: False)
+
+
+@pytest.mark.parametrize(("dtype", "axis"), [(dtype, -1) for dtype in DTYPES] + [("float32", 1)])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("python", [False, True])
+def test_the_same_bits_as_fastbn(rng, dtype, axis, training, python, request):
+    if python:
+        request.getfixturevalue("through_python")
+    own = np.float64 if dtype == "float64" and not python else np.float32
+    x = jnp.asarray(draw(rng, (6, 5, 4, 5), np.float64)).astype(dtype)
+    dy = jnp.asarray(draw(rng, x.shape, np.float64)).astype(dtype)
+    weight, bias = affine(rng, 5, own)
+    old = draw(rng, 5, own), rng.uniform(0.5, 2, 5).astype(own)
+    options = {"training": training, "momentum": 0.3, "correction": 1, "eps": 1e-3, "axis": axis}
+
+    @jax.jit
+    def both(x, weight, bias, mean, var, dy):
+        y, back, state = jax.vjp(lambda *a: (lambda r: (r[0], r[1:]))(batch_norm(*a, mean, var, **options)),
+                                 x, weight, bias, has_aux=True)  # fmt: skip
+        return y, back(dy), state
+
+    y, grads, state = both(x, weight, bias, *old, dy)
+    mean, var = (a.copy() for a in old)
+    expected, ctx = fastbn.batch_norm(np.asarray(x), weight, bias, running_mean=mean, running_var=var, **options)
+    want = fastbn.batch_norm_backward(np.asarray(dy), ctx)
+    for got, exact in zip((y, *grads, *state), (expected, want.dx, want.dweight, want.dbias, mean, var), strict=True):
+        assert got.dtype == exact.dtype
+        np.testing.assert_array_equal(np.asarray(got), exact)
+
+
+@pytest.mark.parametrize("absent", [(), ("weight",), ("bias",), ("weight", "bias")], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_first_and_second_derivatives_are_jaxs_own(rng, absent, training):
+    x, dy, v = (draw(rng, (6, 3, 4), np.float64) for _ in range(3))
+    weight, bias = affine(rng, 3, np.float64)
+    given = {"weight": weight, "bias": bias}
+    given = {name: value for name, value in given.items() if name not in absent}
+    frozen = {} if training else {"mean": draw(rng, 3, np.float64), "var": rng.uniform(0.5, 2, 3)}
+
+    def ours(x, given):
+        mean, var = frozen.get("mean"), frozen.get("var")
+        return batch_norm(x, given.get("weight"), given.get("bias"), mean, var, training=training, axis=1)[0]
+
+    def theirs(x, given):
+        return plain(x, given.get("weight", jnp.ones(3)), given.get("bias", jnp.zeros(3)), axis=1, **frozen)
+
+    def first(f, x, given, dy):  # by everything
+        return jax.grad(lambda x, given: (jnp.sin(f(x, given)) * dy).sum(), (0, 1))(x, given)
+
+    def second(f):
+        def loss(x, given, dy):
+            dx, rest = first(f, x, given, dy)
+            return (dx**2 * v).sum() + sum((r**2).sum() for r in rest.values())
+
+        return jax.jit(jax.grad(loss, (0, 1, 2)))
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
+    jax.tree.map(close, first(ours, x, given, dy), first(theirs, x, given, dy))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-8), second(ours)(x, given, dy),
+                 second(theirs)(x, given, dy))  # fmt: skip
+
+
+def test_a_hessian_is_jaxs_own_and_a_third_derivative_is_refused(rng):
+    x, dy = draw(rng, (4, 2), np.float64), draw(rng, (4, 2), np.float64)
+
+    def loss(f):
+        return lambda x: (f(x) ** 2 * dy).sum()
+
+    ours = loss(lambda x: batch_norm(x)[0])
+    theirs = loss(lambda x: plain(x, jnp.ones(2), jnp.zeros(2)))
+    hessian = jax.jacrev(jax.jacrev(ours))
+    np.testing.assert_allclose(hessian(x), jax.hessian(theirs)(x), atol=1e-9)
+    with pytest.raises(NotImplementedError, match="a third one was asked for"):
+        jax.jacrev(hessian)(x)
+
+
+def test_vmap_takes_every_element_by_itself(rng):
+    x, (weight, bias) = draw(rng, (3, 20, 4), np.float32), affine(rng, 4, np.float32)
+    y, mean, var = jax.vmap(lambda x: batch_norm(x, weight, bias, weight, weight, momentum=1, correction=0))(x)
+    for i in range(3):
+        np.testing.assert_array_equal(y[i], fastbn.batch_norm(x[i], weight, bias)[0])
+        np.testing.assert_array_equal(mean[i], fastbn.batch_moments(x[i]).mean.astype(np.float32))
+        np.testing.assert_array_equal(var[i], fastbn.batch_moments(x[i]).var().astype(np.float32))
+    grads = jax.vmap(jax.grad(lambda x: (batch_norm(x, weight, bias)[0] ** 3).sum()))(x)
+    assert grads.shape == x.shape
+
+
+def test_state_passes_through_a_scan(rng):
+    batches = draw(rng, (5, 16, 3), np.float32, mean=4)
+
+    def step(state, x):
+        y, *state = batch_norm(x, None, None, *state, momentum=0.2)
+        return tuple(state), y
+
+    (mean, var), _ = jax.jit(functools.partial(jax.lax.scan, step))((jnp.zeros(3, "f"), jnp.ones(3, "f")), batches)
+    layer = fastbn.BatchNorm(3, momentum=0.2)
+    for x in batches:
+        layer(x)
+    np.testing.assert_array_equal(mean, layer.running_mean)
+    np.testing.assert_array_equal(var, layer.running_var)
+
+
+def test_without_x64_everything_is_float32(rng):
+    with jax.enable_x64(False):
+        y, mean, var = batch_norm(draw(rng, (8, 3), np.float64), np.ones(3), None, np.zeros(3), np.ones(3))
+    assert y.dtype == mean.dtype == var.dtype == np.float32
+
+
+def test_what_does_not_fit_is_refused_while_tracing():
+    x, c = jnp.ones((4, 3)), jnp.ones(3)
+    for bad, message, arguments, options in (
+        (TypeError, "x: expected one of float32", (jnp.ones((4, 3), int),), {}),
+        (ValueError, "expected at least 2 dimensions", (c,), {}),
+        (ValueError, "expected at least 2 dimensions", (x,), {"axis": 2}),
+        (ValueError, r"weight: expected shape \(3,\), got \(4,\)", (x, jnp.ones(4)), {}),
+        (TypeError, "bias: expected float32 or float64, got float16", (x, c, c.astype("float16")), {}),
+        (ValueError, "running_mean, running_var: expected both", (x, c, c, c), {}),
+        (ValueError, "running_mean, running_var: expected both", (x, c, c), {"training": False}),
+        (ValueError, "eps, momentum, correction: expected eps > 0", (x,), {"eps": 0.0}),
+        (ValueError, "expected more values a channel", (x[:0],), {}),
+        (ValueError, "expected more values a channel", (x[:1], c, c, c, c), {}),
+    ):
+        with pytest.raises(bad, match=message):
+            jax.jit(functools.partial(batch_norm, **options))(*arguments)
+
+
+def test_forward_mode_is_refused():
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: batch_norm(x)[0], (jnp.ones((4, 3)),), (jnp.ones((4, 3)),))
+
+
+def test_an_error_inside_python_reaches_the_caller(monkeypatch, through_python):
+    def fail(*_, **__):
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr(fastbn, "batch_norm", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="MemoryError: no memory left"):
+        jax.block_until_ready(batch_norm(jnp.ones((7, 3)))[0])
+
+
+@pytest.mark.parametrize("size", [16, 1024])
+def test_calls_from_many_threads_end_and_agree(rng, size):
+    x = jnp.asarray(draw(rng, (64, size), np.float32))
+    step = jax.jit(jax.grad(lambda x: (batch_norm(jnp.tanh(batch_norm(x)[0]))[0] ** 3).sum()))
+    expected, found = np.asarray(step(x)), []
+    threads = [
+        threading.Thread(target=lambda: found.extend(np.asarray(step(x)) for _ in range(20)), daemon=True)
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 80
+    for grad in found:
+        np.testing.assert_array_equal(grad, expected)
+
+
+def test_one_thread_of_xla_is_enough_and_leaving_with_results_unread_is_clean():
+    script = """
+import jax, jax.numpy as jnp, numpy as np
+from fastbn.adapters.jax import batch_norm
+x = jnp.asarray(np.random.default_rng(0).normal(size=(32, 64, 28, 28)), jnp.float32)
+def other(x):  # a second of it
+    return jnp.sin(jax.lax.fori_loop(0, 30, lambda _, a: jnp.tanh(a * 1.01), x))
+step = jax.jit(jax.grad(lambda x: (batch_norm(jnp.tanh(other(x) + batch_norm(x, axis=1)[0]), axis=1)[0] ** 3).sum()))
+assert np.isfinite(np.asarray(step(x))).all()
+for _ in range(3):
+    step(x)  # dropped
+"""
+    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    run(script, env={"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"})

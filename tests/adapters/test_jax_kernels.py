@@ -1,0 +1,166 @@
+"""Kernels that XLA calls by itself: every plan, every thread, no memory, and Python that ends meanwhile."""
+
+import numpy as np
+import pytest
+
+import fastbn
+from fastbn.backends.cpu import plan
+from grid import affine, draw
+from plans import force
+from processes import run
+
+pytest.importorskip("jax", reason="JAX is not installed; make test-frameworks installs it")
+import jax
+import jax.numpy as jnp
+
+from fastbn.adapters.jax import batch_norm, xla
+from fastbn_kernels.build.decorators import scalar
+
+pytestmark = pytest.mark.frameworks
+
+# Shape, axis, changes of the plan, and the kernels that then take it: training, inference, backward.
+PLANS = {
+    "small rows": ((32, 24), 1, {}, ("call_forward_adjacent", "call_forward_adjacent", "call_backward_adjacent")),
+    "small runs": ((6, 5, 4), 1, {}, ("call_forward_apart", "call_forward_apart", "call_backward_apart")),
+    "rows, wide": ((4, 5000), 1, {"parallel": False}, ("forward_adjacent", "normalize_adjacent", "backward_adjacent")),
+    "rows": ((3000, 24), 1, {}, ("forward_adjacent", "normalize_adjacent", "backward_adjacent")),
+    "channels last": ((20, 9, 11, 24), -1, {}, ("forward_adjacent", "normalize_adjacent", "backward_adjacent")),
+    "short": ((16, 24, 10, 10), 1, {}, ("forward_short", "normalize_short", "backward_short")),
+    "runs": ((4, 6, 40, 45), 1, {"whole": True}, ("forward_apart", "normalize_apart", "backward_apart")),
+    "tiles": ((4, 6, 40, 45), 1, {"whole": False}, ("normalize_apart", "normalize_apart", "gradient_apart")),
+    "overlapped": (
+        (2, 4, 80, 80), 1, {"whole": True, "stretches": 2, "past_cache": (True, True)},
+        ("forward_overlapped", "normalize_apart", "backward_overlapped"),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu():
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Return the targets that are traced; a callback instead of one fails the test."""
+    names = []
+    make = jax.ffi.ffi_call
+    monkeypatch.setattr(jax.ffi, "ffi_call", lambda name, *a, **k: names.append(name) or make(name, *a, **k))
+    monkeypatch.setattr(jax, "pure_callback", None)
+    return names
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", PLANS)
+def test_every_plan_gives_the_bits_of_fastbn(rng, monkeypatch, called, name, training):
+    shape, axis, changes, kernels = PLANS[name]
+    force(monkeypatch, **changes)
+    x, dy = draw(rng, shape, np.float32, mean=3), draw(rng, shape, np.float32)
+    weight, bias = affine(rng, shape[axis], np.float32)
+    old = draw(rng, shape[axis], np.float32), rng.uniform(0.5, 2, shape[axis]).astype(np.float32)
+    options = {"training": training, "momentum": 0.3, "eps": 1e-3, "axis": axis}
+
+    def net(x, weight, bias):
+        y, mean, var = batch_norm(x, weight, bias, *old, **options)
+        return y, (mean, var)
+
+    y, back, state = jax.vjp(net, x, weight, bias, has_aux=True)
+    found = [np.asarray(a) for a in (y, *back(jnp.asarray(dy)), *state)]
+    running = [a.copy() for a in old]
+    expected, ctx = fastbn.batch_norm(x, weight, bias, running_mean=running[0], running_var=running[1], **options)
+    grads = fastbn.batch_norm_backward(dy, ctx)
+    for got, exact in zip(found, (expected, grads.dx, grads.dweight, grads.dbias, *running), strict=True):
+        assert got.dtype == exact.dtype
+        np.testing.assert_array_equal(got, exact)
+    backward = "backward_apart" if name == "overlapped" and not training else kernels[2]  # nothing to be summed twice
+    for target, kernel in zip(called, (kernels[0 if training else 1], backward), strict=True):
+        assert f"_{kernel}_float32_" in target
+    parallel = np.prod(shape) >= plan.PARALLEL_FROM and changes.get("parallel", True)
+    assert all(target.endswith("parallel" if parallel else "serial") for target in called)
+
+
+def test_what_kernels_do_not_take_goes_through_python(rng, called, monkeypatch):
+    """Parameters of another dtype than they take; a JAX that does not say which interface it has; a GPU."""
+    x, c = draw(rng, (8, 3), np.float32), np.ones(3, np.float32)
+    monkeypatch.setattr(
+        jax, "pure_callback", lambda call, shapes, *_, **__: [np.zeros(s.shape, s.dtype) for s in shapes]
+    )
+    batch_norm(x, c)
+    assert len(called) == 1
+    with jax.enable_x64(True):
+        batch_norm(x, c.astype(float))
+    with monkeypatch.context() as patch:
+        patch.setattr(xla, "version", lambda: (1, 0))
+        batch_norm(x, c)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "gpu")
+        batch_norm(x, c)
+    assert len(called) == 1
+
+
+def test_the_version_is_the_headers(tmp_path, monkeypatch):
+    major, minor = xla.version()
+    assert major == 0
+    assert minor > 0
+    monkeypatch.setattr(jax.ffi, "include_dir", lambda: str(tmp_path))
+    assert xla.version.__wrapped__() == (-1, -1)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_no_memory_is_an_error_of_jax(fails):
+    """As a kernel does that cannot have its workspace, by raising MemoryError."""
+
+    @scalar
+    def body(given, kernel, other, like, own, form):
+        if fails:
+            raise MemoryError
+        return False
+
+    name = f"fastbn_test_no_memory_{fails}"
+    xla._register(name, body, "float32", (0, 0), [0])
+    call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((1,), np.float32))
+    if fails:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED: fastbn: no memory left"):
+            jax.block_until_ready(call(np.zeros(1, np.float32), numbers=np.zeros(1)))
+    else:
+        jax.block_until_ready(call(np.zeros(1, np.float32), numbers=np.zeros(1)))
+
+
+SCRIPT = """
+import jax, jax.numpy as jnp, numpy as np
+from fastbn.adapters.jax import batch_norm
+x = jnp.asarray(np.random.default_rng(0).normal(size=(32, 64, 28, 28)), jnp.float32)
+def other(x):  # a second of it
+    return jnp.sin(jax.lax.fori_loop(0, 30, lambda _, a: jnp.tanh(a * 1.01), x))
+step = jax.jit(jax.grad(lambda x: (batch_norm(jnp.tanh(batch_norm(other(x), axis=1)[0]), axis=1)[0] ** 3).sum()))
+compiled = step.lower(x).compile()
+for _ in range(3):
+    x = compiled(x)  # the second and third wait for the ones before
+"""
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+
+@pytest.mark.parametrize(("layer", "flags"), [("tbb", ""), ("tbb", ONE_THREAD), ("omp", ""), ("workqueue", "")])
+def test_python_may_end_while_calls_are_under_way_or_wait_for_their_arguments(layer, flags):
+    run(SCRIPT, env={"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NUMBA_THREADING_LAYER": layer})
+
+
+def test_python_may_end_under_vmap():
+    mapped = "step = jax.jit(jax.vmap(step))\nx = x.reshape(4, 8, 64, 28, 28)\ncompiled = step"
+    run(SCRIPT.replace("compiled = step", mapped), env={"JAX_PLATFORMS": "cpu"})
+
+
+def test_functions_that_run_at_the_end_of_python_see_results():
+    script = """
+import atexit
+def check():
+    print((np.asarray(step(x)) == seen).all())
+atexit.register(check)
+import jax, jax.numpy as jnp, numpy as np
+from fastbn.adapters.jax import batch_norm
+x = jnp.asarray(np.random.default_rng(0).normal(size=(3000, 24)), jnp.float32)
+step = jax.jit(jax.grad(lambda x: (batch_norm(x)[0] ** 3).sum()))
+seen = np.asarray(step(x))
+"""
+    assert run(script, env={"JAX_PLATFORMS": "cpu"}).split() == ["True"]

@@ -1,0 +1,201 @@
+"""The GPU kernels agree with the oracle: every layout, dtype and launch plan, on poisoned outputs."""
+
+import dataclasses
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fastbn
+import reference
+from fastbn import layout
+from fastbn.backends.cuda import plan as cuda_plan
+from gpu_helpers import gpu, gradients, here, needed, parameter_dtype, poisoned, simulated, there  # noqa: F401
+from grid import SMALL, affine, draw
+from tolerance import check_backward, check_forward, relative
+
+pytestmark = needed
+
+DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+
+# (shape, axis, GPU, what the plan must be): every way that a call can be launched.
+PLANS = {
+    "a block a channel, all of it kept": (((2, 3, 8, 8), 1), {}, lambda p: p.blocks == 1 and p.room >= steps(p) > 0),
+    "channels in turn": (((2, 9, 4, 8), 1), {}, lambda p: p.blocks == 1 and p.teams < 9),
+    "smaller blocks": (((8, 20, 4, 8), 1), {"threads": 64}, lambda p: p.threads == 32 and p.teams > 4),
+    "several blocks a channel": (
+        ((8, 2, 16, 16), 1), {"multiprocessors": 6}, lambda p: p.blocks > 1 and p.teams == 2 and p.room >= steps(p),
+    ),
+    "a team, in turn": (
+        ((24, 3, 16, 16), 1), {"family": "apart", "kept": 13}, lambda p: p.blocks > 1 == p.teams and p.room >= steps(p),
+    ),
+    "kept in part": (((16, 3, 16, 16), 1), {"family": "apart", "kept": 3}, lambda p: 0 < p.room < steps(p) - 4),
+    "nothing kept": (
+        ((8, 3, 16, 16), 1), {"family": "apart", "kept": 0}, lambda p: p.family == "apart" and p.room == 0,
+    ),
+    "runs that share vectors": (((30, 3, 7, 7), 1), {"multiprocessors": 6}, lambda p: ragged(p) and p.blocks > 1),
+    "runs that share vectors, kept in part": (
+        ((40, 2, 7, 7), 1), {"family": "apart", "kept": 2}, lambda p: ragged(p) and p.room < steps(p),
+    ),
+    "runs shorter than a vector": (((50, 3, 3), 1), {}, lambda p: ragged(p)),
+    "rows": (((100, 24), 1), {}, lambda p: p.family == "adjacent" and p.blocks == 1),
+    "rows, groups in turn": (((30, 300), 1), {"multiprocessors": 1}, lambda p: p.teams * p.geometry[3] * 8 < 300),
+    "rows, a team": (
+        ((600, 16), 1), {"multiprocessors": 6}, lambda p: p.family == "adjacent" and 1 < p.blocks <= cuda_plan.DIRECT,
+    ),
+    "rows, a large team": (
+        ((2400, 8), 1), {"multiprocessors": 12}, lambda p: p.family == "adjacent" and p.blocks > cuda_plan.DIRECT,
+    ),
+    "rows, kept in part": (((900, 16), 1), {"kept": 2}, lambda p: p.family == "adjacent" and 0 < p.room < steps(p) - 4),
+    "rows, nothing kept": (((500, 16), 1), {"kept": 0}, lambda p: p.family == "adjacent" and p.room == 0),
+    "narrow rows together": (((480, 3), 1), {}, lambda p: p.geometry[2] > 1),
+    "narrow rows together, a team": (
+        ((960, 6), 1), {"multiprocessors": 8}, lambda p: p.geometry[2] > 1 and p.blocks > 1,
+    ),
+    "rows a value at a time": (((41, 37), 1), {}, lambda p: p.scalars),
+    "one channel": (((64, 1, 5), 1), {"multiprocessors": 3}, lambda p: p.family == "apart"),
+}  # fmt: skip
+
+
+def steps(plan):
+    """How many vectors a thread has at most."""
+    if plan.family == "apart":
+        N, _, _, Q = plan.geometry
+        return -(-N * Q // (plan.blocks * plan.threads))
+    R, _, _, lanes = plan.geometry
+    return -(-R // (plan.blocks * (plan.threads // lanes)))
+
+
+def ragged(plan):
+    _, _, S, Q = plan.geometry
+    return plan.family == "apart" and S % Q != 0
+
+
+def check_everything(rng, shape, axis, dtype, mean=3.0, first=None):
+    """Hold forward, inference and backward, training and frozen, against the oracle."""
+    x, dy = draw(rng, shape, dtype, mean=mean), draw(rng, shape, dtype, mean=0.5)
+    if first is not None:
+        np.moveaxis(x, axis, 0).reshape(shape[axis], -1)[:, 0] = first
+        x.reshape(-1)[0] = first
+    C = shape[axis]
+    weight, bias = affine(rng, C, parameter_dtype(dtype))
+    f = reference.forward(x, weight, bias, axis=axis)
+    y, ctx = fastbn.batch_norm(there(x), there(weight), there(bias), axis=axis, out=poisoned(shape, dtype))
+    check_forward(here(y), f, weight, bias)
+    reach = np.abs(f.xhat).max()
+    count = x.size // C
+    np.testing.assert_allclose(
+        ctx.moments.var(), f.var.astype(float), rtol=relative(count, reach, dtype) + 1e-12, atol=1e-20
+    )
+    grads = gradients(fastbn.batch_norm_backward(there(dy), ctx, out=poisoned(shape, dtype)))
+    assert (grads.dx.dtype, grads.dweight.dtype) == (dtype, parameter_dtype(dtype))
+    check_backward(grads, reference.backward(dy, x, weight, axis=axis), dy, reference.forward(x, axis=axis), weight)
+
+    mean_, var = draw(rng, C, weight.dtype), rng.uniform(0.1, 3, C).astype(weight.dtype)
+    given = {"mean": mean_, "var": var}
+    y, ctx = fastbn.batch_norm(
+        there(x), there(weight), there(bias), running_mean=there(mean_), running_var=there(var), training=False,
+        axis=axis, out=poisoned(shape, dtype),
+    )  # fmt: skip
+    check_forward(here(y), reference.forward(x, weight, bias, axis=axis, **given), weight, bias)
+    grads = gradients(fastbn.batch_norm_backward(there(dy), ctx, out=poisoned(shape, dtype)))
+    f = reference.forward(x, axis=axis, **given)
+    check_backward(grads, reference.backward(dy, x, weight, axis=axis, **given), dy, f, weight)
+
+
+@each_dtype
+@pytest.mark.parametrize(("shape", "axis"), SMALL)
+def test_any_shape(rng, shape, axis, dtype):
+    check_everything(rng, shape, axis, dtype)
+
+
+@each_dtype
+@pytest.mark.parametrize("name", PLANS)
+def test_every_plan(rng, gpu, name, dtype):  # noqa: F811
+    (shape, axis), properties, holds = PLANS[name]
+    own = gpu(**properties)
+    N, C, S = layout.analyse(shape, np.empty(shape, np.uint8).strides, 1, axis).shape
+    assert holds(cuda_plan.make(N, C, S, 4, True, 1, True, own)), "the plan is not the one that this test is about"
+    check_everything(rng, shape, axis, dtype)
+
+
+@pytest.mark.parametrize("blocks", [3, 18])
+def test_a_team_that_takes_several_groups_of_columns(rng, gpu, monkeypatch, blocks):  # noqa: F811
+    gpu(multiprocessors=9)
+    make = cuda_plan.make
+    monkeypatch.setattr(cuda_plan, "make", lambda *shape: dataclasses.replace(make(*shape), blocks=blocks, teams=1))
+    check_everything(rng, (300, 70), 1, np.float32)
+
+
+@each_dtype
+@pytest.mark.parametrize(("shape", "axis"), [((9, 3, 8, 8), 1), ((9, 3, 7, 7), 1), ((70, 12), 1), ((48, 3), 1)])
+def test_an_outlier_in_first_place(rng, gpu, shape, axis, dtype):  # noqa: F811
+    """It is what sums are taken around at first; they are then taken again."""
+    gpu(multiprocessors=4)
+    check_everything(rng, shape, axis, dtype, first=1e4)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((6, 3, 8, 8), 1), ((6, 3, 7, 7), 1), ((70, 12), 1)])
+@pytest.mark.parametrize("mean", [1e2, 1e4, 1e6])
+def test_a_mean_far_from_zero(rng, shape, axis, mean):
+    x = draw(rng, shape, np.float32, mean=mean)
+    y, _ = fastbn.batch_norm(there(x), axis=axis)
+    check_forward(here(y), reference.forward(x, axis=axis))
+
+
+@each_dtype
+@pytest.mark.parametrize("name", ["several blocks a channel", "rows, a large team", "runs that share vectors"])
+def test_the_same_bits(rng, gpu, name, dtype):  # noqa: F811
+    """The simulator runs threads in an order drawn anew each time."""
+    (shape, axis), properties, _ = PLANS[name]
+    gpu(**properties)
+    x, dy = draw(rng, shape, dtype), draw(rng, shape, dtype)
+
+    def results():
+        y, ctx = fastbn.batch_norm(there(x), axis=axis)
+        over = there(x)
+        fastbn.batch_norm(over, axis=axis, out=over)
+        np.testing.assert_array_equal(here(over), here(y))
+        grads = fastbn.batch_norm_backward(there(dy), ctx)
+        second = there(dy)
+        fastbn.batch_norm_backward(second, ctx, out=second)
+        np.testing.assert_array_equal(here(second), here(grads.dx))
+        return here(y), here(grads.dx), ctx.table
+
+    expected = results()
+    for _ in range(2):
+        for a, b in zip(results(), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@each_dtype
+@pytest.mark.parametrize(("shape", "axis"), [((6, 3, 8, 8), 1), ((6, 3, 7, 7), 1), ((70, 12), 1), ((48, 3), 1)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_stay_in_their_channel(rng, shape, axis, bad, dtype):
+    x = draw(rng, shape, dtype)
+    clean, _ = fastbn.batch_norm(there(x), axis=axis)
+    index = [1] * x.ndim
+    x[tuple(index)] = bad
+    y, ctx = fastbn.batch_norm(there(x), axis=axis)
+    y = here(y)
+    np.testing.assert_array_equal(np.delete(y, 1, axis), np.delete(here(clean), 1, axis))
+    assert np.isnan(np.moveaxis(y, axis, 0)[1]).all()
+    np.testing.assert_array_equal(ctx.moments.mean[1], bad)
+    dx = here(fastbn.batch_norm_backward(there(draw(rng, shape, dtype)), ctx).dx)
+    assert np.isfinite(np.delete(dx, 1, axis)).all()
+
+
+def test_frozen_gradients_are_finite_where_x_is_not(rng):
+    x, dy = draw(rng, (6, 3, 8, 8), np.float32), draw(rng, (6, 3, 8, 8), np.float32)
+    x[0, 1, 0, 0] = np.inf
+    mean, var = there(np.zeros(3, np.float32)), there(np.ones(3, np.float32))
+    _, ctx = fastbn.batch_norm(there(x), running_mean=mean, running_var=var, training=False)
+    assert np.isfinite(here(fastbn.batch_norm_backward(there(dy), ctx).dx)).all()
+
+
+def test_the_simulated_gpu_is_what_the_plans_are_about():
+    """Otherwise the names above would promise what they do not hold."""
+    own = simulated(kept=4)
+    assert cuda_plan.capacity(own, "adjacent", 2, 1) == 4
+    assert cuda_plan.capacity(own, "apart", 2, 1) > 4

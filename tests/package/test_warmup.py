@@ -1,0 +1,140 @@
+"""``fastbn warmup``: after it, no ordinary call compiles anything."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from fastbn import warmup
+
+WARM_UP = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+from fastbn.warmup import warmup
+seen = []
+done = warmup(progress=lambda *step: seen.append(step))
+assert [step[0] for step in seen] == list(range(len(seen)))
+assert {step[1] for step in seen} == {len(seen) - 1} and seen[-1][2] == ""
+again = warmup()
+assert again.compiled == again.loaded == 0, again
+print(done.compiled, done.loaded, len(seen) - 1)
+"""
+
+# Small and large; rows, runs and short runs; more channels than threads and fewer; in the cache and past it.
+CALLS = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+import numpy as np, fastbn
+from fastbn.backends.cpu import plan
+from fastbn_kernels.build import threads
+for cache in (plan.LAST_LEVEL_CACHE, 0):
+    plan.LAST_LEVEL_CACHE = cache
+    plan.make.cache_clear()
+    small, rows, short = [(32, 64), (4, 8, 5, 5)], [(2048, 64)], [(32, 128, 7, 7)]
+    for shape in small + rows + short + [(8, 64, 32, 32), (8, 1, 96, 96), (2, 64, 64, 64)]:
+        x = np.ones(shape, np.float32)
+        weight, bias, mean, var = np.ones((4, shape[1]), np.float32)
+        y, ctx = fastbn.batch_norm(x, weight, bias, running_mean=mean, running_var=var)
+        fastbn.batch_norm_backward(y, ctx)
+        fastbn.batch_norm_backward(y, fastbn.batch_norm(x)[1])
+        y, ctx = fastbn.batch_norm(x, weight, bias, running_mean=mean, running_var=var, training=False)
+        fastbn.batch_norm_backward(y, ctx)
+        fastbn.batch_norm_inference(x, mean, var)
+        if x.ndim > 2:
+            fastbn.batch_norm(np.ascontiguousarray(np.moveaxis(x, 1, -1)), axis=-1)
+        layer = fastbn.BatchNorm(shape[1])
+        layer.backward(layer(x))
+        layer.eval()(x)
+print(threads.count())
+"""
+
+
+def python(*arguments, folder):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder), "COLUMNS": "100"}
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def logged(output):
+    """What the log says of kernels: (compiled or loaded, which)."""
+    return set(re.findall(r"^fastbn: (\w+) (\w+ for \w+ \(\w+\)) in ", output, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """A cache that was warmed up for float32, and what the log said."""
+    folder = tmp_path_factory.mktemp("cache")
+    return folder, python("-c", WARM_UP, folder=folder)
+
+
+def test_a_warm_up_compiles_each_kernel_once(warm):
+    compiled, loaded, total = map(int, warm[1].splitlines()[-1].split())
+    assert compiled == total == len(logged(warm[1])) > 15
+    assert loaded == 0
+    assert {how for how, _ in logged(warm[1])} == {"compiled"}
+
+
+def test_no_ordinary_call_compiles_after_a_warm_up(warm):
+    output = python("-c", CALLS, folder=warm[0])
+    assert {how for how, _ in logged(output)} == {"loaded"}
+    if int(output.splitlines()[-1]) > 1:  # one thread has use for fewer kernels
+        assert {kernel for _, kernel in logged(output)} == {kernel for _, kernel in logged(warm[1])}
+
+
+def test_the_command_says_what_it_did(warm):
+    for name in ("rich", "typer"):
+        pytest.importorskip(name)
+    output = python("-m", "fastbn", "warmup", folder=warm[0])
+    assert re.search(
+        rf"^0 kernels compiled, {len(logged(warm[1]))} loaded from the cache, in [\d.]+ s\.$", output, re.M
+    )
+
+
+def test_an_unknown_dtype_is_a_usage_error():
+    for name in ("rich", "typer"):
+        pytest.importorskip(name)
+    from typer.testing import CliRunner
+
+    from fastbn.cli import app
+
+    result = CliRunner().invoke(app, ["warmup", "--dtypes", "float32,int8"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert all(name in result.output for name in ("--dtypes", "int8", "float32", "float64", "float16", "bfloat16"))
+
+
+@pytest.mark.parametrize("module", ["rich", "typer"])
+def test_a_missing_package_is_named_with_the_way_to_install_it(module):
+    code = (
+        f"import sys; sys.modules[{module!r}] = None; sys.argv = ['fastbn', 'warmup']\n"
+        "from fastbn.__main__ import main\n"
+        "sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f'fastbn: this command needs {module}: pip install "fastbn[demo]"\n'
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "int8"), "half", (), ("",)])
+def test_unknown_dtypes_are_refused_before_anything_is_compiled(dtypes):
+    with pytest.raises(ValueError, match="float32, float64, float16, bfloat16"):
+        warmup.warmup(dtypes, progress=pytest.fail)
+
+
+def test_what_is_listed():
+    """Ordinary kernels once; the rare ones, and every twin, if asked for; a dtype more is as many kernels more."""
+    ordinary, rare = set(), set()
+    for found, asked in ((ordinary, False), (rare, True)):
+        for kernel, dtype, parallel in warmup._tasks(["float32"], asked):
+            assert (kernel.name, dtype.char, parallel) not in found
+            found.add((kernel.name, dtype.char, parallel))
+    assert ordinary < rare
+    assert {name for name, *_ in rare} - {name for name, *_ in ordinary} == warmup.RARE
+    assert ("fold_parameters", "d", False) in ordinary
+    assert all(not parallel for name, _, parallel in rare if name.startswith(("call_", "enter", "leave", "fold_")))
+    assert {("forward_short", "f", True), ("forward_short", "f", False), ("moments_adjacent", "f", True)} <= rare
+    both = list(warmup._tasks(["float16", "bfloat16"], False))
+    assert len(both) == 2 * len(ordinary) - 1  # one does not depend on the dtype
+    assert {dtype.char for _, dtype, _ in both} == {"h", "H", "d"}

@@ -1,0 +1,133 @@
+"""The operations of `vector` in NumPy: what they mean, and what runs under NUMBA_DISABLE_JIT=1."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastbn_kernels.build.decorators import Array
+
+LANES = 16
+
+
+def decode(array: Array) -> Array:
+    """Return stored elements as they are computed with: float64, or float32 for the bits of 16-bit floats."""
+    if array.dtype == np.int16:
+        return array.view(np.float16).astype(np.float32)
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float64)
+
+
+def encode(vector: Array, dtype: np.dtype[np.generic]) -> Array:
+    """Round computed values to elements as they are stored."""
+    if dtype == np.int16:
+        with np.errstate(over="ignore"):
+            return vector.astype(np.float16).view(np.int16)
+    if dtype == np.uint16:
+        bits = vector.astype(np.float32).view(np.uint32)
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        return np.where(np.isnan(vector), 0x7FC0, rounded).astype(np.uint16)
+    return vector.astype(dtype)
+
+
+def load(array: Array, index: int) -> Array:
+    """Return array.flat[index : index + LANES]."""
+    return decode(array.reshape(-1)[index : index + LANES])
+
+
+def load_part(array: Array, index: int, count: int) -> Array:
+    """Return array.flat[index : index + count] and zeros."""
+    part = decode(array.reshape(-1)[index : index + count])
+    return np.concatenate([part, np.zeros(LANES - count, part.dtype)])
+
+
+def numbers(array: Array, index: int) -> Array:
+    """Return array.flat[index : index + LANES] of numbers in the dtype of the arithmetic."""
+    return array.reshape(-1)[index : index + LANES].copy()
+
+
+def numbers_part(array: Array, index: int, count: int) -> Array:
+    """Return array.flat[index : index + count] and zeros."""
+    part = array.reshape(-1)[index : index + count]
+    return np.concatenate([part, np.zeros(LANES - count, part.dtype)])
+
+
+def value(array: Array, index: int) -> float:
+    """Return array.flat[index] as a float64."""
+    return float(decode(array.reshape(-1)[index : index + 1])[0])
+
+
+def rounded(array: Array, number: float) -> float:
+    """Return a number as the arithmetic on an array holds it."""
+    return float(np.float32(number)) if array.itemsize == 2 else number
+
+
+def store(array: Array, index: int, vector: Array) -> None:
+    """Write array.flat[index : index + LANES]."""
+    array.reshape(-1)[index : index + LANES] = encode(vector, array.dtype)
+
+
+def store_part(array: Array, index: int, count: int, vector: Array) -> None:
+    """Write array.flat[index : index + count]."""
+    array.reshape(-1)[index : index + count] = encode(vector, array.dtype)[:count]
+
+
+def stream(array: Array, index: int, vector: Array) -> None:
+    """Write array.flat[index : index + LANES], which `offset_from_line` calls aligned."""
+    assert offset_from_line(array, index) == 0
+    store(array, index, vector)
+
+
+def offset_from_line(array: Array, index: int) -> int:
+    """Return how many elements array.flat[index] lies behind a multiple of a vector's bytes, at most 64."""
+    return int((array.ctypes.data + index * array.itemsize) % min(64, LANES * array.itemsize) // array.itemsize)
+
+
+def prefetch(array: Array, index: int) -> None:
+    """Do nothing."""
+
+
+def fence() -> None:
+    """Do nothing."""
+
+
+def splat(array: Array, number: float) -> Array:
+    """Return a vector of one number, to compute with values of an array."""
+    return np.full(LANES, number, np.float32 if array.itemsize == 2 else np.float64)
+
+
+def keep(vector: Array, count: int) -> Array:
+    """Return the vector with lanes from `count` on replaced by zero."""
+    return np.where(np.arange(LANES) < count, vector, vector.dtype.type(0))
+
+
+def add(a: Array, b: Array) -> Array:
+    """Return a + b."""
+    return a + b
+
+
+def sub(a: Array, b: Array) -> Array:
+    """Return a - b."""
+    return a - b
+
+
+def mul(a: Array, b: Array) -> Array:
+    """Return a * b."""
+    return a * b
+
+
+def fma(a: Array, b: Array, c: Array) -> Array:
+    """Return a * b + c, which is rounded twice here."""
+    return a * b + c
+
+
+def widen(vector: Array) -> Array:
+    """Return a vector as float64."""
+    return vector.astype(np.float64)
+
+
+def total(vector: Array) -> float:
+    """Return the sum of float64 lanes: halves added to halves."""
+    while vector.size > 1:
+        vector = vector[: vector.size // 2] + vector[vector.size // 2 :]
+    return float(vector[0])
