@@ -222,7 +222,7 @@ class ContextOfGpu(fastbn.Context):
 def on_gpu(a):
     """The context of the good call, as if it came from a GPU."""
     ctx = a["ctx"]
-    return {"ctx": ContextOfGpu(ctx.x, ctx.axis, ctx.count, ctx.table, ctx.weight_dtype, ctx.bias_dtype)}
+    return {"ctx": ContextOfGpu(ctx.x, ctx.axis, ctx.count, ctx.saved, ctx.weight_dtype, ctx.bias_dtype)}
 
 
 def bare(a):

@@ -247,7 +247,7 @@ def test_a_context_made_of_read_only_arrays(rng):
     _, ctx = fastbn.batch_norm(x, weight, bias)
     expected = fastbn.batch_norm_double_backward(ddx, weight, bias, dy, ctx)
     tangent = fastbn.batch_norm_jvp(ddx, weight, bias, ctx)
-    ctx.table.flags.writeable = False
+    ctx.saved.flags.writeable = False
     for got, want in zip(fastbn.batch_norm_double_backward(ddx, weight, bias, dy, ctx), expected, strict=True):
         np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(fastbn.batch_norm_jvp(ddx, weight, bias, ctx), tangent)

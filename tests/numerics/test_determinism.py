@@ -31,7 +31,7 @@ def results(x, dy, axis):
     )
     return [
         y, running_mean, running_var, grads.dx, grads.dweight, grads.dbias,
-        m.mean, m.m2, sums.sum_dy, sums.sum_dy_xhat, ctx.mean, ctx.low, ctx.moments.m2, ctx.invstd, z,
+        m.mean, m.m2, sums.sum_dy, sums.sum_dy_xhat, ctx.mean, ctx.mean_lo, ctx.moments.m2, ctx.invstd, z,
     ]  # fmt: skip
 
 

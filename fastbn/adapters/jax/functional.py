@@ -20,7 +20,7 @@ from fastbn.adapters.jax import xla
 from fastbn_kernels.saved import ROWS
 
 DATA, PARAMETERS = ("float32", "float64", "float16", "bfloat16"), ("float32", "float64")
-# A context's table travels as pairs of uint32: JAX has no float64 unless it is switched on.
+# What a context saves travels as pairs of uint32: JAX has no float64 unless it is switched on.
 
 
 class _Options(NamedTuple):
@@ -42,7 +42,7 @@ def _run_forward(options: _Options, x: Any, weight: Any, bias: Any, *running: An
         x, weight, bias, running_mean=mean, running_var=var, training=options.training, momentum=options.momentum,
         correction=options.correction, eps=options.eps, axis=options.axis,
     )  # fmt: skip
-    return [y, ctx.table.view(np.uint32), *(running if options.training else ())]
+    return [y, ctx.saved.view(np.uint32), *(running if options.training else ())]
 
 
 def _context(options: _Options, x: Any, table: Any) -> fastbn.Context:

@@ -51,7 +51,7 @@ def double_backward(
         other = table.copy()
         other[WEIGHT] = _row(ddweight, table)
         nothing = np.zeros(table.shape[1])
-        cpu.gradient(g, x, other, nothing, nothing, 1, True, dx)
+        cpu.gradient(g, x, other, np.stack([nothing, nothing]), 1, True, dx)
         other[MEAN] = other[MEAN_LO] = 0.0
         dweight: Array = cpu.sums(v, g, other)[1]  # invstd * sum(v * g)
         return dweight

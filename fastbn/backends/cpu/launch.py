@@ -35,14 +35,13 @@ def data_of(array: Array, own: plan.Plan) -> Array:
     return array[:, :, 0] if own.family == "adjacent" else array
 
 
-def moments(x: Array) -> tuple[Array, Array, Array]:
-    """Return mean, low (what the arithmetic on x rounds off the mean) and m2 of every channel."""
+def moments(x: Array, saved: Array) -> None:
+    """Fill mean, low and m2 of every channel."""
     own = plan_of(x)
-    mean, low, m2 = np.empty((3, x.shape[1]))
+    mean, low, m2 = saved[:3]
     kernel = moments_kernels.moments_adjacent if own.family == "adjacent" else moments_kernels.moments_apart
     data = data_of(x, own)
     kernel.launch(data.dtype, own.parallel, data, mean, low, m2)
-    return mean, low, m2
 
 
 def forward(x: Array, table: Array, eps: float, y: Array) -> None:
@@ -96,7 +95,7 @@ def _normalize(x: Array, table: Array, eps: float, y: Array) -> None:
         kernel.launch(data.dtype, own.parallel, *given, data_of(y, own))
 
 
-def sums(dy: Array, x: Array, table: Array) -> tuple[Array, Array]:
+def sums(dy: Array, x: Array, table: Array) -> Array:
     """Return the sums of dy and of dy * xhat of every channel."""
     own = plan_of(x)
     mean, low, _, _, invstd, _, _ = table
@@ -104,27 +103,25 @@ def sums(dy: Array, x: Array, table: Array) -> tuple[Array, Array]:
     kernel = backward_kernels.sums_adjacent if own.family == "adjacent" else backward_kernels.sums_apart
     data = data_of(x, own)
     kernel.launch(data.dtype, own.parallel, data_of(dy, own), data, mean, low, invstd, sum_dy, sum_dy_xhat)
-    return sum_dy, sum_dy_xhat
+    return np.stack([sum_dy, sum_dy_xhat])
 
 
-def gradient(
-    dy: Array, x: Array, table: Array, sum_dy: Array, sum_dy_xhat: Array, count: int, frozen: bool, dx: Array
-) -> None:
+def gradient(dy: Array, x: Array, table: Array, given: Array, count: int, frozen: bool, dx: Array) -> None:
     """Write dx from given sums over `count` values a channel."""
     own = plan_of(x)
     mean, low, _, _, invstd, weight, _ = table
-    statistics = weight, mean, low, invstd, sum_dy, sum_dy_xhat, float(count), frozen, own.past_cache[1]
+    statistics = weight, mean, low, invstd, *given, float(count), frozen, own.past_cache[1]
     kernel = backward_kernels.gradient_adjacent if own.family == "adjacent" else backward_kernels.gradient_apart
     data = data_of(x, own)
     kernel.launch(data.dtype, own.parallel, data_of(dy, own), data, *statistics, data_of(dx, own))
 
 
-def backward(dy: Array, x: Array, table: Array, frozen: bool, dx: Array) -> tuple[Array, Array]:
+def backward(dy: Array, x: Array, table: Array, frozen: bool, dx: Array) -> Array:
     """Write dx; return the sums of dy and of dy * xhat of every channel."""
     own = plan_of(x)
     if own.family == "apart" and not own.whole:
         given = sums(dy, x, table)
-        gradient(dy, x, table, *given, x.shape[0] * x.shape[2], frozen, dx)
+        gradient(dy, x, table, given, x.shape[0] * x.shape[2], frozen, dx)
         return given
     mean, low, _, _, invstd, weight, _ = table
     sum_dy, sum_dy_xhat = np.empty((2, mean.size))
@@ -139,7 +136,7 @@ def backward(dy: Array, x: Array, table: Array, frozen: bool, dx: Array) -> tupl
         adjacent = own.family == "adjacent"
         kernel = backward_kernels.backward_adjacent if adjacent else backward_kernels.backward_apart
         kernel.launch(data.dtype, own.parallel, *arguments, *results)
-    return sum_dy, sum_dy_xhat
+    return np.stack([sum_dy, sum_dy_xhat])
 
 
 def _bits(array: Array) -> Array:

@@ -1,0 +1,32 @@
+"""Whether a GPU can be used here, and why not."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+INSTALL = 'install NVIDIA\'s driver and pip install "fastbn[cuda]"'
+
+
+@functools.cache
+def problem() -> str | None:
+    """Return why no GPU can be used, in one line, or None."""
+    try:
+        if importlib.util.find_spec("numba_cuda") is None:
+            found: str | None = "numba-cuda is not installed"
+        else:
+            from fastbn_kernels.cuda import toolkit
+
+            found = toolkit.problem()
+            if found is None:
+                toolkit.name()  # opens the GPU, which fails where it is there and not to be had
+    except Exception as error:  # whatever a broken install raises
+        found = f"numba-cuda does not work: {type(error).__name__}: {' '.join(str(error).split())}"
+    return None if found is None else f"{found[:200].rstrip(' .')}; {INSTALL}"
+
+
+def require() -> None:
+    """Raise if no GPU can be used."""
+    found = problem()
+    if found is not None:
+        raise ValueError(f"device: expected a machine with an NVIDIA GPU for 'cuda', but {found}")
