@@ -80,7 +80,7 @@ examples: $(VENV)/.frameworks
 	for example in examples/*.py; do echo "$$example"; $(BIN)/python $$example || exit 1; done
 
 errors: $(VENV)/.test
-	$(BIN)/python tests/errors_table.py
+	PYTHONPATH=tests $(BIN)/python -m errors.table
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

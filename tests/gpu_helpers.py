@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import dispatch as device
+from fastbn.backends.cuda import availability
 from fastbn.backends.cuda import plan as cuda_plan
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-MISSING = None if SIMULATED else device.problem()
+MISSING = None if SIMULATED else availability.problem()
 needed = pytest.mark.skipif(MISSING is not None, reason=f"no GPU: {MISSING}")
 
 

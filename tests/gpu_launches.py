@@ -75,9 +75,9 @@ toolkit.piece = lambda memory, start, count, dtype: memory.address + start
 toolkit.cuda.external_stream = lambda handle: handle
 
 import fastbn  # noqa: E402
-from fastbn import dispatch as device  # noqa: E402
+from fastbn.backends.cuda import availability  # noqa: E402
 
-device.problem = lambda: None
+availability.problem = lambda: None
 
 
 def call(function, *arguments, **keywords):
@@ -108,7 +108,7 @@ def main(dtype, shape):
     _, told["inference"] = call(fastbn.batch_norm_inference, x, mean, var, weight, bias, out=out)
     told["addresses"] = {"x": x.address, "dy": dy.address, "y": out.address, "weight": weight.address}
     told["linked"], told["loaded"] = linked, loaded
-    told["table"] = ctx.table_there.address
+    told["table"] = ctx.saved_there.address
     print(json.dumps(told))
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from fastbn.backends.cuda import launch as cuda
-from fastbn.backends.cuda import launch_cache as device_fast
+from fastbn.backends.cuda import launch_cache
 from fastbn.backends.cuda import plan as cuda_plan
 from fastbn.backends.cuda.plan import Device, Plan
 from fastbn_kernels.cuda import toolkit
@@ -88,20 +88,20 @@ def turned(**given: int) -> Iterator[list[dict[str, Any]]]:
             plans.append(asdict(own) | {"waits": waits, "operands": operands, "steps": taken, "kept": kept})
         return own
 
-    device_fast.forget()  # launches that are repeated without a plan
+    launch_cache.forget()  # launches that are repeated without a plan
     cuda.plan = plan
     try:
         yield plans
     finally:
         cuda.plan = original
-        device_fast.forget()
+        launch_cache.forget()
 
 
 @contextlib.contextmanager
 def roomy_workspace() -> Iterator[None]:
     """Give launches workspace for more blocks than plans of fastbn's own have."""
     before, resident = cuda.workspace, cuda_plan.RESIDENT[True]
-    device_fast.forget()  # launches that are repeated with the workspace of before
+    launch_cache.forget()  # launches that are repeated with the workspace of before
     cuda.workspace = cuda.Workspace()
     cuda_plan.RESIDENT[True] = MOST
     try:
@@ -112,6 +112,6 @@ def roomy_workspace() -> Iterator[None]:
         yield
         toolkit.numba_cuda.synchronize()
     finally:
-        device_fast.forget()
+        launch_cache.forget()
         cuda.workspace = before
         cuda_plan.RESIDENT[True] = resident

@@ -1,11 +1,22 @@
-"""Whether a GPU can be used here, and why not."""
+"""Whether a GPU can be used here, what is computed on one, and why not."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
 
+from fastbn.backends.protocol import Support
+
 INSTALL = 'install NVIDIA\'s driver and pip install "fastbn[cuda]"'
+NO_DERIVATIVES = (
+    "expected that of a forward pass on the CPU, got one of a GPU; "
+    "higher derivatives are computed on the CPU only, so pass batch_norm a NumPy array with device='cpu'"
+)
+
+
+def supports(operation: str) -> Support:
+    """Return that everything but higher derivatives is computed on a GPU."""
+    return Support(False, NO_DERIVATIVES) if operation == "derivatives" else Support(True)
 
 
 @functools.cache

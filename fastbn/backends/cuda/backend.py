@@ -11,11 +11,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn.backends.cuda import launch, launch_cache, transfer
+from fastbn.backends.cuda import availability, launch, launch_cache, transfer
 from fastbn.backends.cuda.arrays import library
 from fastbn.backends.cuda.context import DeviceContext, SentContext
 from fastbn.backends.cuda.device_call import DeviceCall
-from fastbn.backends.protocol import Support
 from fastbn.call import BackwardCall, DoubleBackwardCall, ForwardCall, JvpCall, MomentsCall
 from fastbn.checks.place import on_gpu
 from fastbn.context import Context, Gradients
@@ -28,15 +27,7 @@ name = "cuda"
 quick_forward = launch_cache.forward
 quick_backward = launch_cache.backward
 
-NO_DERIVATIVES = (
-    "expected that of a forward pass on the CPU, got one of a GPU; "
-    "higher derivatives are computed on the CPU only, so pass batch_norm a NumPy array with device='cpu'"
-)
-
-
-def supports(operation: str) -> Support:
-    """Return that everything but higher derivatives can be done here."""
-    return Support(False, NO_DERIVATIVES) if operation == "derivatives" else Support(True)
+supports = availability.supports
 
 
 def look(name: str, value: Any) -> Any:
@@ -181,9 +172,9 @@ def backward(call: BackwardCall) -> Gradients:
 
 def double_backward(call: DoubleBackwardCall) -> tuple[Any, Any, Any]:
     """Do what `supports` says is not done here."""
-    raise NotImplementedError(NO_DERIVATIVES)
+    raise NotImplementedError(availability.NO_DERIVATIVES)
 
 
 def jvp(call: JvpCall) -> Any:
     """Do what `supports` says is not done here."""
-    raise NotImplementedError(NO_DERIVATIVES)
+    raise NotImplementedError(availability.NO_DERIVATIVES)
