@@ -19,7 +19,7 @@ from fastbn.checks import arrays as validate
 from fastbn.checks import scalars as values
 from fastbn.context import Context, Gradients
 from fastbn.moments import BackwardSums, Moments
-from fastbn_kernels.saved import BIAS, INVSTD, MEAN, MEAN_LO, ROWS, VAR, WEIGHT
+from fastbn_kernels.saved import BIAS, INVSTD, M2, MEAN, MEAN_LO, ROWS, VAR, WEIGHT
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -287,8 +287,9 @@ def batch_moments(x: Array, *, axis: int = 1, device: str | None = None) -> Mome
     if not own.contiguous:
         x = np.array(x, order="K")
         own = layout.of(x, axis)
-    mean, low, m2 = fast.backend().moments(own.view(x))
-    return Moments(count, mean + low, m2)
+    saved = np.empty((ROWS, x.shape[axis]))
+    fast.backend().moments(own.view(x), saved)
+    return Moments(count, saved[MEAN] + saved[MEAN_LO], saved[M2])
 
 
 def backward_sums(dy: Array, ctx: Context) -> BackwardSums:
@@ -397,8 +398,8 @@ def batch_norm_backward(
         if sums is None:
             sums = BackwardSums(ctx.count, *fast.backend().backward(g, source, ctx.table, ctx.frozen, target))
         else:
-            given = sums.sum_dy, sums.sum_dy_xhat, sums.count
-            fast.backend().gradient(g, source, ctx.table, *given, ctx.frozen, target)
+            given = np.array([sums.sum_dy, sums.sum_dy_xhat])
+            fast.backend().gradient(g, source, ctx.table, given, sums.count, ctx.frozen, target)
         if not fits:
             dx[...] = buffer
         if over_x:
