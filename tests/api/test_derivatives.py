@@ -210,7 +210,12 @@ def test_same_bits_by_every_plan_and_any_number_of_threads(rng, shape, axis, fro
             found.append(results())
     finally:
         numba.set_num_threads(before)
-    for changes in ({"parallel": False}, {"whole": True}, {"whole": False}, {"past_cache": (True, True)}):
+    for changes in (
+        {"parallel": False},
+        {"family": "channels_first"},
+        {"family": "tiles"},
+        {"past_cache": (True, True)},
+    ):
         with monkeypatch.context() as patch:
             force(patch, **changes)
             found.append(results())

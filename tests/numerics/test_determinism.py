@@ -70,8 +70,8 @@ def test_serial_and_parallel(case, monkeypatch):
 
 def test_whole_channels_and_tiles_of_channels(case, monkeypatch):
     found = []
-    for whole in (True, False):
-        force(monkeypatch, whole=whole)
+    for family in ("channels_first", "tiles"):
+        force(monkeypatch, family=family)
         found.append(results(*case))
     same(*found)
 

@@ -117,7 +117,7 @@ def _backward(options: _Options, x: Any, weight: Any, table: Any, dy: Any) -> An
     channels = (x.shape[options.axis],)
     dtypes = options.weight, options.bias
     if xla.takes(x.dtype.name, set(dtypes)):
-        target = xla.backward(_split(x.shape, options.axis), x.dtype.name, not options.training)
+        target = xla.backward(_split(x.shape, options.axis), x.dtype.name)
         results = [(x.shape, x.dtype), *2 * [(channels, xla.parameter_dtype(x.dtype.name))]]
         dx, *sums = _foreign(target, options, not options.training, results, [x, table, dy])
         return dx, *(None if dtype is None else s for dtype, s in zip(dtypes, sums, strict=True))

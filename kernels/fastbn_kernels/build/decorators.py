@@ -35,7 +35,8 @@ __all__ = [
     "ReadNCS",
     "ReadP",
     "ReadRC",
-    "Table",
+    "Saved",
+    "Sums",
     "WriteC",
     "WriteNCS",
     "WriteP",
@@ -59,9 +60,9 @@ def scalar(function: Function) -> Function:
 
 
 # What a kernel's annotations may say of an argument, and the Numba type that it stands for. Per-channel arrays (C) are
-# float64 whatever the data, so that they add no specialisations; a table is some of them in one; parameters (P) are as
-# the caller holds them. Inputs are declared read-only, because Numba passes
-# a writable array where a read-only one is expected but not the other way: one specialisation then serves both.
+# float64 whatever the data, so that they add no specialisations: saved ones (see `saved`) and sums (2, C) come in one array;
+# parameters (P) are as the caller holds them. Inputs are declared read-only, because Numba passes a writable array where a
+# read-only one is expected but not the other way: one specialisation then serves both.
 ReadNCS: TypeAlias = Array
 ReadRC: TypeAlias = Array
 ReadC: TypeAlias = Array
@@ -70,7 +71,8 @@ WriteRC: TypeAlias = Array
 WriteC: TypeAlias = Array
 ReadP: TypeAlias = Array
 WriteP: TypeAlias = Array
-Table: TypeAlias = Array
+Saved: TypeAlias = Array
+Sums: TypeAlias = Array
 
 
 def _parameter(data: NumbaType) -> NumbaType:
@@ -87,7 +89,8 @@ ARGUMENTS: dict[str, Callable[[NumbaType], NumbaType]] = {
     "WriteC": lambda _: types.Array(types.float64, 1, "C"),
     "ReadP": lambda data: types.Array(_parameter(data), 1, "C", readonly=True),
     "WriteP": lambda data: types.Array(_parameter(data), 1, "C"),
-    "Table": lambda _: types.Array(types.float64, 2, "C"),
+    "Saved": lambda _: types.Array(types.float64, 2, "C"),
+    "Sums": lambda _: types.Array(types.float64, 2, "C"),
     "float": lambda _: types.float64,
     "int": lambda _: types.intp,
     "bool": lambda _: types.boolean,

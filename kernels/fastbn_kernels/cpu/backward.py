@@ -3,6 +3,8 @@
 The sums are of dy and of dy * (x - mean), never of dy * x: at a mean of 1e4 standard deviations the latter loses four
 digits more. With frozen statistics nothing flows back through them, and dx is dy * scale alone, finite even where x
 is not. `past_cache` as in `normalize`.
+
+Of the sums (2, C), row 0 is sum dy, the gradient of the bias, and row 1 sum dy * xhat, that of the weight.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ import numpy as np
 
 from fastbn_kernels.build.decorators import (
     Array,
-    ReadC,
     ReadNCS,
     ReadRC,
-    WriteC,
+    Saved,
+    Sums,
     WriteNCS,
     WriteRC,
     kernel,
@@ -34,8 +36,9 @@ from fastbn_kernels.cpu.tiles import (
     tile_bounds,
     tile_count,
 )
-from fastbn_kernels.cpu.wide_rows import fold, wide, wide_rows
+from fastbn_kernels.cpu.wide_rows import add_repeats, wide, wide_rows
 from fastbn_kernels.formulas import gradient_coefficients, sum_with_xhat
+from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, WEIGHT
 
 # ---------------------------------------------------------------- tiles
 
@@ -81,7 +84,7 @@ def channel_sums(dy: Array, x: Array, c: int, mean: float) -> tuple[float, float
 
 @scalar
 def channel_gradient(
-    dy: Array, x: Array, channel: int, weight: float, mean: float, low: float, invstd: float, frozen: bool, dx: Array,
+    dy: Array, x: Array, channel: int, mean: float, low: float, invstd: float, weight: float, frozen: bool, dx: Array,
     past_cache: bool,
 ) -> tuple[float, float]:  # fmt: skip
     """Write dx of one channel; return its sums of dy and dy * xhat."""
@@ -96,7 +99,33 @@ def channel_gradient(
 
 
 @scalar
-def block_sums(dy: Array, x: Array, task: int, mean: Array, totals: Array, products: Array) -> None:
+def merge_tile_sums(x: Array, c: int, saved: Array, slots: Array, sums: Array) -> None:
+    """Fill the sums of channel c from those of its tiles, (tiles of all channels, 2)."""
+    tiles = tile_count(x.shape[0], x.shape[2])
+    total = 0.0
+    product = 0.0
+    for task in range(c * tiles, (c + 1) * tiles):
+        total += slots[task, 0]
+        product += slots[task, 1]
+    sums[0, c] = total
+    sums[1, c] = sum_with_xhat(total, product, saved[MEAN_LO, c], saved[INVSTD, c])
+
+
+@scalar
+def tile_gradient_of_sums(
+    dy: Array, x: Array, task: int, saved: Array, sums: Array, count: float, frozen: bool, dx: Array, past_cache: bool
+) -> None:
+    """Write dx of one of the tiles of all channels from the sums of its channel."""
+    tiles = tile_count(x.shape[0], x.shape[2])
+    k = task // tiles
+    a, b, c = gradient_coefficients(
+        count, saved[MEAN_LO, k], saved[INVSTD, k], saved[WEIGHT, k], sums[0, k], sums[1, k]
+    )
+    tile_gradient(dy, x, k, task % tiles, saved[MEAN, k], a, b, c, frozen, dx, past_cache)
+
+
+@scalar
+def block_gradient_sums(dy: Array, x: Array, task: int, mean: Array, totals: Array, products: Array) -> None:
     """Fill this tile's part of the sums totals and products (blocks, wide C); mean is that of a wide row."""
     C = x.shape[1]
     block, r0, r1, c0, c1 = block_bounds(task, x.shape[0], C)
@@ -109,8 +138,8 @@ def block_sums(dy: Array, x: Array, task: int, mean: Array, totals: Array, produ
     rows = (r1 - r0) // together
     rows_gradient_sums(dy, x, r0 * C + c0, together * C, rows, c1 - c0, mean[c0:c1], total, product)
     if together > 1:
-        fold(total, C)
-        fold(product, C)
+        add_repeats(total, C)
+        add_repeats(product, C)
         rest = (r1 - r0) % together
         rows_gradient_sums(dy, x, (r1 - rest) * C, C, rest, C, mean, total, product)
 
@@ -123,28 +152,26 @@ def add_rows(total: Array, other: Array) -> None:
 
 
 @scalar
-def merge_sums(
-    task: int, totals: Array, products: Array, low: Array, invstd: Array, sum_dy: Array, sum_dy_xhat: Array
-) -> None:
+def merge_block_sums(task: int, totals: Array, products: Array, saved: Array, sums: Array) -> None:
     """Fill this group of channels of the sums from those of all blocks; block 0 is overwritten."""
-    c0, c1 = merge_bounds(task, invstd.size)
+    c0, c1 = merge_bounds(task, saved.shape[1])
     for block in range(1, totals.shape[0]):
         add_rows(totals[0, c0:c1], totals[block, c0:c1])
         add_rows(products[0, c0:c1], products[block, c0:c1])
     for c in range(c0, c1):
-        sum_dy[c] = totals[0, c]
-        sum_dy_xhat[c] = sum_with_xhat(totals[0, c], products[0, c], low[c], invstd[c])
+        sums[0, c] = totals[0, c]
+        sums[1, c] = sum_with_xhat(totals[0, c], products[0, c], saved[MEAN_LO, c], saved[INVSTD, c])
 
 
 @scalar
-def wide_coefficients(
-    x: Array, count: float, low: Array, invstd: Array, weight: Array, sum_dy: Array, sum_dy_xhat: Array
-) -> tuple[Array, Array, Array]:
+def wide_coefficients(x: Array, count: float, saved: Array, sums: Array) -> tuple[Array, Array, Array]:
     """Return the coefficients a, b and c of dx as those of a wide row."""
-    C = low.size
+    C = saved.shape[1]
     a, b, c = np.empty(C), np.empty(C), np.empty(C)
     for k in range(C):
-        a[k], b[k], c[k] = gradient_coefficients(count, low[k], invstd[k], weight[k], sum_dy[k], sum_dy_xhat[k])
+        a[k], b[k], c[k] = gradient_coefficients(
+            count, saved[MEAN_LO, k], saved[INVSTD, k], saved[WEIGHT, k], sums[0, k], sums[1, k]
+        )
     return wide(x, a), wide(x, b), wide(x, c)
 
 
@@ -174,111 +201,108 @@ def block_gradient(
         rows_gradient(dy, x, tail, C, rest, C, mean, a, b, c, dx, False)
 
 
-# ---------------------------------------------------------------- kernels, channels apart
+# ---------------------------------------------------------------- kernels, channels first
 
 
 @kernel
-def sums_apart(
-    dy: ReadNCS, x: ReadNCS, mean: ReadC, low: ReadC, invstd: ReadC, sum_dy: WriteC, sum_dy_xhat: WriteC
-) -> None:
-    """Fill sum dy and sum dy * xhat of every channel, tiles spread over the threads."""
+def sums_channels_first(dy: ReadNCS, x: ReadNCS, saved: Saved, sums: Sums) -> None:
+    """Fill the sums of dy and dy * xhat, tiles of channels spread over the threads."""
     N, C, S = x.shape
     tiles = tile_count(N, S)
     slots = np.empty((C * tiles, 2))
     for task in prange(C * tiles):
         c = task // tiles
-        slots[task, 0], slots[task, 1] = tile_sums(dy, x, c, task % tiles, mean[c])
+        slots[task, 0], slots[task, 1] = tile_sums(dy, x, c, task % tiles, saved[MEAN, c])
     for c in range(C):
-        total = 0.0
-        product = 0.0
-        for task in range(c * tiles, (c + 1) * tiles):
-            total += slots[task, 0]
-            product += slots[task, 1]
-        sum_dy[c] = total
-        sum_dy_xhat[c] = sum_with_xhat(total, product, low[c], invstd[c])
+        merge_tile_sums(x, c, saved, slots, sums)
 
 
 @kernel
-def gradient_apart(
-    dy: ReadNCS, x: ReadNCS, weight: ReadC, mean: ReadC, low: ReadC, invstd: ReadC, sum_dy: ReadC, sum_dy_xhat: ReadC,
-    count: float, frozen: bool, past_cache: bool, dx: WriteNCS,
+def gradient_channels_first(
+    dy: ReadNCS, x: ReadNCS, saved: Saved, sums: Sums, count: float, frozen: bool, past_cache: bool, groups: int,
+    dx: WriteNCS,
 ) -> None:  # fmt: skip
-    """Write dx, which may be dy or x, from sums over `count` values, tiles spread over the threads."""
+    """Write dx, which may be dy or x, from sums over `count` values, tiles of channels spread over the threads."""
     N, C, S = x.shape
-    tiles = tile_count(N, S)
-    for i in prange(C * tiles):
-        task = C * tiles - 1 - i
-        k = task // tiles
-        a, b, c = gradient_coefficients(count, low[k], invstd[k], weight[k], sum_dy[k], sum_dy_xhat[k])
-        tile_gradient(dy, x, k, task % tiles, mean[k], a, b, c, frozen, dx, past_cache)
+    tasks = C * tile_count(N, S)
+    for task in prange(tasks):
+        tile_gradient_of_sums(dy, x, tasks - 1 - task, saved, sums, count, frozen, dx, past_cache)
 
 
 @kernel
-def backward_apart(
-    dy: ReadNCS, x: ReadNCS, weight: ReadC, mean: ReadC, low: ReadC, invstd: ReadC, frozen: bool, past_cache: bool,
-    dx: WriteNCS, sum_dy: WriteC, sum_dy_xhat: WriteC,
-) -> None:  # fmt: skip
-    """Write dx, which may be dy or x, and the sums, whole channels spread over the threads: each is read once.
-
-    sum_dy is the gradient of the bias, sum_dy_xhat that of the weight.
-    """
+def backward_channels_first(
+    dy: ReadNCS, x: ReadNCS, saved: Saved, frozen: bool, past_cache: bool, groups: int, dx: WriteNCS, sums: Sums
+) -> None:
+    """Write dx, which may be dy or x, and the sums, whole channels spread over the threads: each is read once."""
     for c in prange(x.shape[1]):
-        sum_dy[c], sum_dy_xhat[c] = channel_gradient(
-            dy, x, c, weight[c], mean[c], low[c], invstd[c], frozen, dx, past_cache
+        sums[0, c], sums[1, c] = channel_gradient(
+            dy, x, c, saved[MEAN, c], saved[MEAN_LO, c], saved[INVSTD, c], saved[WEIGHT, c], frozen, dx, past_cache
         )
 
 
-# ---------------------------------------------------------------- kernels, channels adjacent
+@kernel
+def backward_tiles(
+    dy: ReadNCS, x: ReadNCS, saved: Saved, frozen: bool, past_cache: bool, groups: int, dx: WriteNCS, sums: Sums
+) -> None:
+    """Write dx, which may be dy or x, and the sums, tiles of channels spread over the threads; as `forward_tiles`."""
+    N, C, S = x.shape
+    tiles = tile_count(N, S)
+    slots = np.empty((C * tiles, 2))
+    for task in prange(C * tiles):
+        c = task // tiles
+        slots[task, 0], slots[task, 1] = tile_sums(dy, x, c, task % tiles, saved[MEAN, c])
+    for c in range(C):
+        merge_tile_sums(x, c, saved, slots, sums)
+    count = np.float64(N * S)
+    for task in prange(C * tiles):
+        tile_gradient_of_sums(dy, x, C * tiles - 1 - task, saved, sums, count, frozen, dx, past_cache)
+
+
+# ---------------------------------------------------------------- kernels, channels last
 
 
 @kernel
-def sums_adjacent(
-    dy: ReadRC, x: ReadRC, mean: ReadC, low: ReadC, invstd: ReadC, sum_dy: WriteC, sum_dy_xhat: WriteC
-) -> None:
-    """Fill sum dy and sum dy * xhat of every channel, tiles spread over the threads."""
+def sums_channels_last(dy: ReadRC, x: ReadRC, saved: Saved, sums: Sums) -> None:
+    """Fill the sums of dy and dy * xhat, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
-    wide_mean = wide(x, mean)
+    wide_mean = wide(x, saved[MEAN])
     totals = np.empty((blocks, wide_mean.size))
     products = np.empty((blocks, wide_mean.size))
     for task in prange(tasks):
-        block_sums(dy, x, task, wide_mean, totals, products)
+        block_gradient_sums(dy, x, task, wide_mean, totals, products)
     for task in prange(merge_tasks(C)):
-        merge_sums(task, totals, products, low, invstd, sum_dy, sum_dy_xhat)
+        merge_block_sums(task, totals, products, saved, sums)
 
 
 @kernel
-def gradient_adjacent(
-    dy: ReadRC, x: ReadRC, weight: ReadC, mean: ReadC, low: ReadC, invstd: ReadC, sum_dy: ReadC, sum_dy_xhat: ReadC,
-    count: float, frozen: bool, past_cache: bool, dx: WriteRC,
+def gradient_channels_last(
+    dy: ReadRC, x: ReadRC, saved: Saved, sums: Sums, count: float, frozen: bool, past_cache: bool, groups: int,
+    dx: WriteRC,
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, from sums over `count` values, tiles spread over the threads."""
     R, C = x.shape
     _, tasks = block_tasks(R, C)
-    wide_mean = wide(x, mean)
-    a, b, c = wide_coefficients(x, count, low, invstd, weight, sum_dy, sum_dy_xhat)
+    wide_mean = wide(x, saved[MEAN])
+    a, b, c = wide_coefficients(x, count, saved, sums)
     for task in prange(tasks):
         block_gradient(dy, x, tasks - 1 - task, wide_mean, a, b, c, frozen, dx, past_cache)
 
 
 @kernel
-def backward_adjacent(
-    dy: ReadRC, x: ReadRC, weight: ReadC, mean: ReadC, low: ReadC, invstd: ReadC, frozen: bool, past_cache: bool,
-    dx: WriteRC, sum_dy: WriteC, sum_dy_xhat: WriteC,
-) -> None:  # fmt: skip
-    """Write dx, which may be dy or x, and the sums, tiles spread over the threads.
-
-    sum_dy is the gradient of the bias, sum_dy_xhat that of the weight.
-    """
+def backward_channels_last(
+    dy: ReadRC, x: ReadRC, saved: Saved, frozen: bool, past_cache: bool, groups: int, dx: WriteRC, sums: Sums
+) -> None:
+    """Write dx, which may be dy or x, and the sums, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
-    wide_mean = wide(x, mean)
+    wide_mean = wide(x, saved[MEAN])
     totals = np.empty((blocks, wide_mean.size))
     products = np.empty((blocks, wide_mean.size))
     for task in prange(tasks):
-        block_sums(dy, x, task, wide_mean, totals, products)
+        block_gradient_sums(dy, x, task, wide_mean, totals, products)
     for task in prange(merge_tasks(C)):
-        merge_sums(task, totals, products, low, invstd, sum_dy, sum_dy_xhat)
-    a, b, c = wide_coefficients(x, np.float64(R), low, invstd, weight, sum_dy, sum_dy_xhat)
+        merge_block_sums(task, totals, products, saved, sums)
+    a, b, c = wide_coefficients(x, np.float64(R), saved, sums)
     for task in prange(tasks):
         block_gradient(dy, x, tasks - 1 - task, wide_mean, a, b, c, frozen, dx, past_cache)

@@ -18,7 +18,7 @@ By g, that is ddy. By the weight, it is invstd * A: nothing is divided by a weig
     dx      = ddweight * invstd * P(g) - weight * invstd^2 * (xhat * A / n + G * P(v) + V * P(g))
 
 Both are combinations of v, g, x - mean and 1, whose coefficients are made once a channel. Through running statistics,
-P(u) = u and dx has its first term alone: `fastbn/backends/cpu_derivatives.py` makes that of other kernels.
+P(u) = u and dx has its first term alone: `fastbn/backends/cpu/derivatives.py` makes that of other kernels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fastbn_kernels.build.decorators import (
     ReadC,
     ReadNCS,
     ReadRC,
-    Table,
+    Saved,
     WriteC,
     WriteNCS,
     WriteRC,
@@ -54,7 +54,7 @@ from fastbn_kernels.cpu.tiles import (
     tile_bounds,
     tile_count,
 )
-from fastbn_kernels.cpu.wide_rows import fold, wide, wide_rows
+from fastbn_kernels.cpu.wide_rows import add_repeats, wide, wide_rows
 from fastbn_kernels.formulas import sum_with_xhat
 from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, WEIGHT
 
@@ -64,24 +64,24 @@ COEFFICIENTS = 6
 # Rows that are summed, or written, at once; see `bands`. Three tensors are read.
 BAND = 4
 
-# ---------------------------------------------------------------- channels apart
+# ---------------------------------------------------------------- channels first
 
 
 @scalar
 def double_coefficients(
-    count: float, table: Array, k: int, ddweight: float, ddbias: float, sums: tuple[float, float, float, float, float]
+    count: float, saved: Array, k: int, ddweight: float, ddbias: float, sums: tuple[float, float, float, float, float]
 ) -> tuple[tuple[float, float, float, float, float, float], float]:
     """Return (a, b, c, e, h, o) of channel k, and the gradient of its weight.
 
     ddy = a * v + (b * (x - mean) + c)        dx = e * v + (b * g + (h * (x - mean) + o))
     """
-    low, invstd = table[MEAN_LO, k], table[INVSTD, k]
+    low, invstd = saved[MEAN_LO, k], saved[INVSTD, k]
     v, vx, vg, g, gx = sums
     v_xhat = sum_with_xhat(v, vx, low, invstd) / count
     g_xhat = sum_with_xhat(g, gx, low, invstd) / count
     v, g = v / count, g / count
     product = vg / count - v * g - v_xhat * g_xhat
-    a = table[WEIGHT, k] * invstd
+    a = saved[WEIGHT, k] * invstd
     b = invstd * (ddweight - a * v_xhat)
     e = -a * invstd * g_xhat
     h = -invstd * (e * v_xhat + b * g_xhat + a * invstd * product)
@@ -112,21 +112,21 @@ def tile_double_gradient(
 
 
 @kernel
-def double_backward_apart(
-    v: ReadNCS, g: ReadNCS, x: ReadNCS, table: Table, ddweight: ReadC, ddbias: ReadC,
+def double_backward_channels_first(
+    v: ReadNCS, g: ReadNCS, x: ReadNCS, saved: Saved, ddweight: ReadC, ddbias: ReadC,
     ddy: WriteNCS, dx: WriteNCS, dweight: WriteC,
 ) -> None:  # fmt: skip
     """Write ddy, dx and dweight, whole channels spread over the threads: each is read from memory once."""
     N, C, S = x.shape
     tiles = tile_count(N, S)
     for k in prange(C):
-        mean = table[MEAN, k]
+        mean = saved[MEAN, k]
         s0, s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0, 0.0
         for tile in range(tiles):
             p0, p1, p2, p3, p4 = tile_double_sums(v, g, x, k, tile, mean)
             s0, s1, s2, s3, s4 = s0 + p0, s1 + p1, s2 + p2, s3 + p3, s4 + p4
         coefficients, dweight[k] = double_coefficients(
-            np.float64(N * S), table, k, ddweight[k], ddbias[k], (s0, s1, s2, s3, s4)
+            np.float64(N * S), saved, k, ddweight[k], ddbias[k], (s0, s1, s2, s3, s4)
         )
         for tile in range(tiles):
             tile_double_gradient(v, g, x, k, tiles - 1 - tile, mean, coefficients, ddy, dx)
@@ -134,7 +134,7 @@ def double_backward_apart(
 
 @kernel
 def double_backward_tiles(
-    v: ReadNCS, g: ReadNCS, x: ReadNCS, table: Table, ddweight: ReadC, ddbias: ReadC,
+    v: ReadNCS, g: ReadNCS, x: ReadNCS, saved: Saved, ddweight: ReadC, ddbias: ReadC,
     ddy: WriteNCS, dx: WriteNCS, dweight: WriteC,
 ) -> None:  # fmt: skip
     """Write ddy, dx and dweight, tiles spread over the threads: for few channels."""
@@ -144,7 +144,7 @@ def double_backward_tiles(
     made = np.empty((C, COEFFICIENTS))
     for task in prange(C * tiles):
         k = task // tiles
-        sums = tile_double_sums(v, g, x, k, task % tiles, table[MEAN, k])
+        sums = tile_double_sums(v, g, x, k, task % tiles, saved[MEAN, k])
         slots[task, 0], slots[task, 1], slots[task, 2], slots[task, 3], slots[task, 4] = sums
     for k in range(C):
         s0, s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0, 0.0
@@ -152,17 +152,17 @@ def double_backward_tiles(
             s0, s1, s2 = s0 + slots[task, 0], s1 + slots[task, 1], s2 + slots[task, 2]
             s3, s4 = s3 + slots[task, 3], s4 + slots[task, 4]
         coefficients, dweight[k] = double_coefficients(
-            np.float64(N * S), table, k, ddweight[k], ddbias[k], (s0, s1, s2, s3, s4)
+            np.float64(N * S), saved, k, ddweight[k], ddbias[k], (s0, s1, s2, s3, s4)
         )
         made[k, 0], made[k, 1], made[k, 2], made[k, 3], made[k, 4], made[k, 5] = coefficients
     for i in prange(C * tiles):
         task = C * tiles - 1 - i
         k = task // tiles
         given = made[k, 0], made[k, 1], made[k, 2], made[k, 3], made[k, 4], made[k, 5]
-        tile_double_gradient(v, g, x, k, task % tiles, table[MEAN, k], given, ddy, dx)
+        tile_double_gradient(v, g, x, k, task % tiles, saved[MEAN, k], given, ddy, dx)
 
 
-# ---------------------------------------------------------------- rows of adjacent channels
+# ---------------------------------------------------------------- channels last
 
 
 @scalar
@@ -182,14 +182,14 @@ def block_double_sums(v: Array, g: Array, x: Array, task: int, mean: Array, sums
         band_double_sums(v, g, x, start + row * step, step, 1, width, m, t0, t1, t2, t3, t4)
     if together > 1:
         for sum_ in (t0, t1, t2, t3, t4):
-            fold(sum_, C)
+            add_repeats(sum_, C)
         for row in range(r0 + rows * together, r1):
             band_double_sums(v, g, x, row * C, C, 1, C, m, t0, t1, t2, t3, t4)
 
 
 @scalar
 def merge_double_sums(
-    task: int, count: float, sums: Array, table: Array, ddweight: Array, ddbias: Array, made: Array, dweight: Array
+    task: int, count: float, sums: Array, saved: Array, ddweight: Array, ddbias: Array, made: Array, dweight: Array
 ) -> None:
     """Make the coefficients of this group of channels from the sums of all blocks; block 0 is overwritten."""
     c0, c1 = merge_bounds(task, dweight.size)
@@ -198,27 +198,27 @@ def merge_double_sums(
             add_rows(sums[0, i, c0:c1], sums[block, i, c0:c1])
     for k in range(c0, c1):
         coefficients, dweight[k] = double_coefficients(
-            count, table, k, ddweight[k], ddbias[k],
+            count, saved, k, ddweight[k], ddbias[k],
             (sums[0, 0, k], sums[0, 1, k], sums[0, 2, k], sums[0, 3, k], sums[0, 4, k]),
         )  # fmt: skip
         made[0, k], made[1, k], made[2, k], made[3, k], made[4, k], made[5, k] = coefficients
 
 
 @kernel
-def double_backward_adjacent(
-    v: ReadRC, g: ReadRC, x: ReadRC, table: Table, ddweight: ReadC, ddbias: ReadC,
+def double_backward_channels_last(
+    v: ReadRC, g: ReadRC, x: ReadRC, saved: Saved, ddweight: ReadC, ddbias: ReadC,
     ddy: WriteRC, dx: WriteRC, dweight: WriteC,
 ) -> None:  # fmt: skip
     """Write ddy, dx and dweight, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
-    mean = wide(x, table[MEAN])
+    mean = wide(x, saved[MEAN])
     sums = np.empty((blocks, SUMS, mean.size))
     made = np.empty((COEFFICIENTS, C))
     for task in prange(tasks):
         block_double_sums(v, g, x, task, mean, sums)
     for task in prange(merge_tasks(C)):
-        merge_double_sums(task, np.float64(R), sums, table, ddweight, ddbias, made, dweight)
+        merge_double_sums(task, np.float64(R), sums, saved, ddweight, ddbias, made, dweight)
     a, b, c = wide(x, made[0]), wide(x, made[1]), wide(x, made[2])
     e, h, o = wide(x, made[3]), wide(x, made[4]), wide(x, made[5])
     for i in prange(tasks):

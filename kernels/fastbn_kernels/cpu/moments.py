@@ -6,7 +6,7 @@ off, the tile, still in the cache, is summed once more around its mean. So at mo
 mean, and the usual tile is swept once. Tiles are merged by Chan's formula. Means travel as offsets from the channel's
 first value, which keeps the digits that a float64 mean of 1e6 standard deviations would drop.
 
-Two families: channels apart, x (N, C, S) with S values of a channel side by side; channels adjacent, x (R, C).
+Channels first, x is (N, C, S) with S values of a channel side by side; channels last, it is (R, C).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from fastbn_kernels.build.decorators import Array, ReadNCS, ReadRC, WriteC, kernel, prange, scalar
+from fastbn_kernels.build.decorators import Array, ReadNCS, ReadRC, Saved, kernel, prange, scalar
 from fastbn_kernels.cpu.loops.row_streams import rows_sums
 from fastbn_kernels.cpu.loops.segments import runs_sums
 from fastbn_kernels.cpu.simd.ops import rounded, value
@@ -28,10 +28,11 @@ from fastbn_kernels.cpu.tiles import (
     tile_bounds,
     tile_count,
 )
-from fastbn_kernels.cpu.wide_rows import empty_numbers, fold, repeat
+from fastbn_kernels.cpu.wide_rows import add_repeats, empty_numbers, repeat
 from fastbn_kernels.formulas import finite_or_zero, group, merge, shift_is_off, split_mean
+from fastbn_kernels.saved import M2, MEAN, MEAN_LO
 
-# ---------------------------------------------------------------- channels apart
+# ---------------------------------------------------------------- channels first
 
 
 @scalar
@@ -103,30 +104,37 @@ def channel_moments(x: Array, c: int) -> tuple[float, float, float]:
     return mean, low, m2
 
 
+@scalar
+def merge_tiles(x: Array, c: int, slots: Array, saved: Array) -> None:
+    """Fill MEAN, MEAN_LO and M2 of channel c from the moments of its tiles, (tiles of all channels, 3)."""
+    tiles = tile_count(x.shape[0], x.shape[2])
+    count = 0.0
+    offset = 0.0
+    m2 = 0.0
+    for task in range(c * tiles, (c + 1) * tiles):
+        offset, m2 = merge(count, offset, m2, slots[task, 0], slots[task, 1], slots[task, 2])
+        count += slots[task, 0]
+    saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, channel_origin(x, c), offset)
+    saved[M2, c] = m2
+
+
 @kernel
-def moments_apart(x: ReadNCS, mean: WriteC, low: WriteC, m2: WriteC) -> None:
-    """Fill mean, low and m2 of every channel, tiles spread over the threads."""
+def moments_channels_first(x: ReadNCS, saved: Saved) -> None:
+    """Fill MEAN, MEAN_LO and M2, tiles of channels spread over the threads."""
     N, C, S = x.shape
     tiles = tile_count(N, S)
     slots = np.empty((C * tiles, 3))
     for task in prange(C * tiles):
         slots[task, 0], slots[task, 1], slots[task, 2] = tile_moments(x, task // tiles, task % tiles)
     for c in range(C):
-        count = 0.0
-        offset = 0.0
-        squares = 0.0
-        for task in range(c * tiles, (c + 1) * tiles):
-            offset, squares = merge(count, offset, squares, slots[task, 0], slots[task, 1], slots[task, 2])
-            count += slots[task, 0]
-        mean[c], low[c] = as_pair(x, channel_origin(x, c), offset)
-        m2[c] = squares
+        merge_tiles(x, c, slots, saved)
 
 
-# ---------------------------------------------------------------- channels adjacent
+# ---------------------------------------------------------------- channels last
 
 
 @scalar
-def block_sums(x: Array, r0: int, r1: int, c0: int, c1: int, k: Array, total: Array, squares: Array) -> None:
+def block_shifted_sums(x: Array, r0: int, r1: int, c0: int, c1: int, k: Array, total: Array, squares: Array) -> None:
     """Fill the sums of (x - k) and (x - k)^2 over rows r0 to r1, a channel each, from wide rows' columns c0 to c1."""
     C = x.shape[1]
     together = rows_together(C)
@@ -136,8 +144,8 @@ def block_sums(x: Array, r0: int, r1: int, c0: int, c1: int, k: Array, total: Ar
     rows = (r1 - r0) // together
     rows_sums(x, r0 * C + c0, together * C, rows, c1 - c0, k, total, squares)
     if together > 1:
-        fold(total, C)
-        fold(squares, C)
+        add_repeats(total, C)
+        add_repeats(squares, C)
         rows_sums(x, (r0 + rows * together) * C, C, (r1 - r0) % together, C, k, total, squares)
 
 
@@ -153,7 +161,7 @@ def block_moments(x: Array, task: int, shifts: Array, offsets: Array, squares: A
     for c in range(channels):
         k[c] = finite_or_zero(value(x, r0 * C + c0 + c))
     repeat(k, channels)
-    block_sums(x, r0, r1, c0, c1, k, offset, m2)
+    block_shifted_sums(x, r0, r1, c0, c1, k, offset, m2)
     share = 1.0 / (r1 - r0)
     again = False
     for c in range(channels):
@@ -163,7 +171,7 @@ def block_moments(x: Array, task: int, shifts: Array, offsets: Array, squares: A
             if sum_again(x, share, offset[c], m2[c]):
                 k[c] += offset[c] * share
         repeat(k, channels)
-        block_sums(x, r0, r1, c0, c1, k, offset, m2)
+        block_shifted_sums(x, r0, r1, c0, c1, k, offset, m2)
     for c in range(channels):
         origin = finite_or_zero(value(x, c0 + c))
         offset[c], m2[c] = group(share, k[c] - origin, offset[c], m2[c])
@@ -179,8 +187,8 @@ def merge_rows(
 
 
 @scalar
-def merge_blocks(x: Array, task: int, offsets: Array, squares: Array, mean: Array, low: Array, m2: Array) -> None:
-    """Fill this group of channels of mean, low and m2 from the moments of all blocks; block 0 is overwritten."""
+def merge_blocks(x: Array, task: int, offsets: Array, squares: Array, saved: Array) -> None:
+    """Fill MEAN, MEAN_LO and M2 of this group of channels from the moments of all blocks; block 0 is overwritten."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
     c0, c1 = merge_bounds(task, C)
@@ -192,13 +200,13 @@ def merge_blocks(x: Array, task: int, offsets: Array, squares: Array, mean: Arra
             merge_rows(count, offsets[0, c0:c1], squares[0, c0:c1], rows, offsets[block, c0:c1], squares[block, c0:c1])
         count += rows
     for c in range(c0, c1):
-        mean[c], low[c] = as_pair(x, finite_or_zero(value(x, c)), offsets[0, c])
-        m2[c] = squares[0, c]
+        saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, finite_or_zero(value(x, c)), offsets[0, c])
+        saved[M2, c] = squares[0, c]
 
 
 @kernel
-def moments_adjacent(x: ReadRC, mean: WriteC, low: WriteC, m2: WriteC) -> None:
-    """Fill mean, low and m2 of every channel, tiles spread over the threads."""
+def moments_channels_last(x: ReadRC, saved: Saved) -> None:
+    """Fill MEAN, MEAN_LO and M2, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
     width = rows_together(C) * C
@@ -208,4 +216,4 @@ def moments_adjacent(x: ReadRC, mean: WriteC, low: WriteC, m2: WriteC) -> None:
     for task in prange(tasks):
         block_moments(x, task, shifts, offsets, squares)
     for task in prange(merge_tasks(C)):
-        merge_blocks(x, task, offsets, squares, mean, low, m2)
+        merge_blocks(x, task, offsets, squares, saved)

@@ -12,10 +12,9 @@ import numpy as np
 
 from fastbn_kernels.build.decorators import (
     Array,
-    ReadC,
     ReadNCS,
     ReadRC,
-    WriteC,
+    Saved,
     WriteNCS,
     WriteRC,
     kernel,
@@ -24,7 +23,7 @@ from fastbn_kernels.build.decorators import (
 )
 from fastbn_kernels.cpu.loops.row_streams import rows_normalize
 from fastbn_kernels.cpu.loops.segments import run_normalize, to_line
-from fastbn_kernels.cpu.moments import block_moments, channel_moments, merge_blocks
+from fastbn_kernels.cpu.moments import block_moments, channel_moments, merge_blocks, merge_tiles, tile_moments
 from fastbn_kernels.cpu.simd.ops import fence
 from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.tiles import (
@@ -33,11 +32,13 @@ from fastbn_kernels.cpu.tiles import (
     merge_tasks,
     rows_together,
     stretch_shape,
+    stretch_tasks,
     tile_bounds,
     tile_count,
 )
 from fastbn_kernels.cpu.wide_rows import empty_numbers, wide, wide_rows
 from fastbn_kernels.formulas import coefficients
+from fastbn_kernels.saved import BIAS, INVSTD, M2, MEAN, MEAN_LO, VAR, WEIGHT
 
 
 @scalar
@@ -76,64 +77,108 @@ def normalize_block(x: Array, task: int, mean: Array, scale: Array, shift: Array
         rows_normalize(x, tail, C, rest, C, mean, scale, shift, y, False)
 
 
-@kernel
-def fold_parameters(
-    low: ReadC, var: ReadC, weight: ReadC, bias: ReadC, eps: float, scale: WriteC, shift: WriteC, invstd: WriteC
-) -> None:
-    """Fill scale, shift and invstd (C,) from the statistics and parameters of every channel."""
-    for c in range(low.size):
-        scale[c], shift[c], invstd[c] = coefficients(low[c], var[c], weight[c], bias[c], eps)
+@scalar
+def make_coefficients(saved: Array, eps: float) -> tuple[Array, Array]:
+    """Return scale and shift (C,) so that y = (x - mean) * scale + shift; fill INVSTD."""
+    C = saved.shape[1]
+    scale, shift = np.empty(C), np.empty(C)
+    for c in range(C):
+        scale[c], shift[c], saved[INVSTD, c] = coefficients(
+            saved[MEAN_LO, c], saved[VAR, c], saved[WEIGHT, c], saved[BIAS, c], eps
+        )
+    return scale, shift
 
 
-@kernel
-def normalize_apart(x: ReadNCS, mean: ReadC, scale: ReadC, shift: ReadC, past_cache: bool, y: WriteNCS) -> None:
-    """Write (x - mean) * scale + shift to y, which may be x, in the order of memory, spread over the threads."""
-    N, C, S = x.shape
+@scalar
+def batch_coefficients(saved: Array, count: float, eps: float) -> tuple[Array, Array]:
+    """Fill VAR from M2, of `count` values a channel; then as `make_coefficients`."""
+    for c in range(saved.shape[1]):
+        saved[VAR, c] = saved[M2, c] / count
+    scale, shift = make_coefficients(saved, eps)
+    return scale, shift
+
+
+@scalar
+def channel_coefficients(saved: Array, c: int, count: float, eps: float) -> tuple[float, float]:
+    """Return scale and shift of channel c; fill its VAR, from its M2, and INVSTD."""
+    saved[VAR, c] = saved[M2, c] / count
+    scale, shift, saved[INVSTD, c] = coefficients(
+        saved[MEAN_LO, c], saved[VAR, c], saved[WEIGHT, c], saved[BIAS, c], eps
+    )
+    return scale, shift
+
+
+@scalar
+def normalize_stretch(x: Array, task: int, mean: Array, scale: Array, shift: Array, y: Array, past_cache: bool) -> None:
+    """Normalise one of the `stretch_tasks` of x (N, C, S), in the order of memory."""
+    _, C, S = x.shape
     groups, pieces, length = stretch_shape(C, S)
-    tasks = N * groups * pieces
-    for i in prange(tasks):
-        task = tasks - 1 - i
-        n = task // (groups * pieces)
-        group = task // pieces % groups
-        s0 = task % pieces * length
-        c0, c1 = group_bounds(group, groups, C)
-        for c in range(c0, c1):
-            run_normalize(x, (n * C + c) * S + s0, min(length, S - s0), mean[c], scale[c], shift[c], y, past_cache)
-        if past_cache:
-            fence()
+    n = task // (groups * pieces)
+    group = task // pieces % groups
+    s0 = task % pieces * length
+    c0, c1 = group_bounds(group, groups, C)
+    for c in range(c0, c1):
+        run_normalize(x, (n * C + c) * S + s0, min(length, S - s0), mean[c], scale[c], shift[c], y, past_cache)
+    if past_cache:
+        fence()
 
 
 @kernel
-def normalize_adjacent(x: ReadRC, mean: ReadC, scale: ReadC, shift: ReadC, past_cache: bool, y: WriteRC) -> None:
-    """Write (x - mean) * scale + shift to y, which may be x, tiles spread over the threads."""
+def normalize_channels_first(x: ReadNCS, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteNCS) -> None:
+    """Normalise with given statistics to y, which may be x, stretches of memory spread over the threads."""
+    scale, shift = make_coefficients(saved, eps)
+    mean = saved[MEAN]
+    tasks = stretch_tasks(x)
+    for task in prange(tasks):
+        normalize_stretch(x, tasks - 1 - task, mean, scale, shift, y, past_cache)
+
+
+@kernel
+def normalize_channels_last(x: ReadRC, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteRC) -> None:
+    """Normalise with given statistics to y, which may be x, tiles spread over the threads."""
     R, C = x.shape
     _, tasks = block_tasks(R, C)
-    wide_mean, wide_scale, wide_shift = wide(x, mean), wide(x, scale), wide(x, shift)
+    scale, shift = make_coefficients(saved, eps)
+    wide_mean, wide_scale, wide_shift = wide(x, saved[MEAN]), wide(x, scale), wide(x, shift)
     for task in prange(tasks):
         normalize_block(x, tasks - 1 - task, wide_mean, wide_scale, wide_shift, y, past_cache)
 
 
 @kernel
-def forward_apart(
-    x: ReadNCS, weight: ReadC, bias: ReadC, eps: float, past_cache: bool,
-    y: WriteNCS, mean: WriteC, low: WriteC, m2: WriteC, invstd: WriteC,
-) -> None:  # fmt: skip
+def forward_channels_first(x: ReadNCS, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteNCS) -> None:
     """Normalise with the batch's own statistics to y, which may be x, whole channels spread over the threads."""
     N, C, S = x.shape
-    count = np.float64(N * S)
     tiles = tile_count(N, S)
     for c in prange(C):
-        mean[c], low[c], m2[c] = channel_moments(x, c)
-        scale, shift, invstd[c] = coefficients(low[c], m2[c] / count, weight[c], bias[c], eps)
+        mean, saved[MEAN_LO, c], saved[M2, c] = channel_moments(x, c)
+        saved[MEAN, c] = mean
+        scale, shift = channel_coefficients(saved, c, np.float64(N * S), eps)
         for tile in range(tiles):
-            normalize_tile(x, c, tiles - 1 - tile, mean[c], scale, shift, y, past_cache)
+            normalize_tile(x, c, tiles - 1 - tile, mean, scale, shift, y, past_cache)
 
 
 @kernel
-def forward_adjacent(
-    x: ReadRC, weight: ReadC, bias: ReadC, eps: float, past_cache: bool,
-    y: WriteRC, mean: WriteC, low: WriteC, m2: WriteC, invstd: WriteC,
-) -> None:  # fmt: skip
+def forward_tiles(x: ReadNCS, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteNCS) -> None:
+    """Normalise with the batch's own statistics to y, which may be x, tiles of channels spread over the threads.
+
+    For fewer channels than keep the threads busy: x is read from memory twice.
+    """
+    N, C, S = x.shape
+    tiles = tile_count(N, S)
+    slots = np.empty((C * tiles, 3))
+    for task in prange(C * tiles):
+        slots[task, 0], slots[task, 1], slots[task, 2] = tile_moments(x, task // tiles, task % tiles)
+    for c in range(C):
+        merge_tiles(x, c, slots, saved)
+    scale, shift = batch_coefficients(saved, np.float64(N * S), eps)
+    mean = saved[MEAN]
+    tasks = stretch_tasks(x)
+    for task in prange(tasks):
+        normalize_stretch(x, tasks - 1 - task, mean, scale, shift, y, past_cache)
+
+
+@kernel
+def forward_channels_last(x: ReadRC, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteRC) -> None:
     """Normalise with the batch's own statistics to y, which may be x, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
@@ -141,14 +186,11 @@ def forward_adjacent(
     offsets = np.empty((blocks, width))
     squares = np.empty((blocks, width))
     shifts = empty_numbers(x, blocks * width).reshape((blocks, width))
-    scale = np.empty(C)
-    shift = np.empty(C)
     for task in prange(tasks):
         block_moments(x, task, shifts, offsets, squares)
     for task in prange(merge_tasks(C)):
-        merge_blocks(x, task, offsets, squares, mean, low, m2)
-    for c in range(C):
-        scale[c], shift[c], invstd[c] = coefficients(low[c], m2[c] / np.float64(R), weight[c], bias[c], eps)
-    wide_mean, wide_scale, wide_shift = wide(x, mean), wide(x, scale), wide(x, shift)
+        merge_blocks(x, task, offsets, squares, saved)
+    scale, shift = batch_coefficients(saved, np.float64(R), eps)
+    wide_mean, wide_scale, wide_shift = wide(x, saved[MEAN]), wide(x, scale), wide(x, shift)
     for task in prange(tasks):
         normalize_block(x, tasks - 1 - task, wide_mean, wide_scale, wide_shift, y, past_cache)

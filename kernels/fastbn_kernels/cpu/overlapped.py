@@ -1,4 +1,4 @@
-"""Channels apart, in tensors past the cache: one channel is written while the next one is summed.
+"""Channels first, in tensors past the cache: one channel is written while the next one is summed.
 
 Memory takes reads and writes at once: 27 GB/s of each at times, where 2 cores write no faster alone (Zen 4, a shared
 machine). A thread that sums a channel, then normalises it, does one after the other. Here the two go through one loop,
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn_kernels.build.decorators import Array, ReadC, ReadNCS, WriteC, WriteNCS, kernel, prange, scalar
-from fastbn_kernels.cpu.backward import channel_sums, tile_gradient
+from fastbn_kernels.build.decorators import Array, ReadNCS, Saved, Sums, WriteNCS, kernel, prange, scalar
+from fastbn_kernels.cpu.backward import channel_gradient, channel_sums, tile_gradient
 from fastbn_kernels.cpu.loops.segments import AHEAD, to_line
 from fastbn_kernels.cpu.moments import as_pair, channel_moments, channel_origin, tile_group, tile_shift
-from fastbn_kernels.cpu.normalize import normalize_tile
+from fastbn_kernels.cpu.normalize import channel_coefficients, normalize_tile
 from fastbn_kernels.cpu.simd.ops import (
     add,
     fence,
@@ -33,7 +33,8 @@ from fastbn_kernels.cpu.simd.ops import (
 )
 from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.tiles import group_bounds, tile_bounds, tile_count
-from fastbn_kernels.formulas import coefficients, gradient_coefficients, merge, sum_with_xhat
+from fastbn_kernels.formulas import gradient_coefficients, merge, sum_with_xhat
+from fastbn_kernels.saved import INVSTD, M2, MEAN, MEAN_LO, WEIGHT
 
 
 @scalar
@@ -111,24 +112,25 @@ def normalize_and_moments(
 
 
 @kernel
-def forward_overlapped(
-    x: ReadNCS, weight: ReadC, bias: ReadC, eps: float, groups: int,
-    y: WriteNCS, mean: WriteC, low: WriteC, m2: WriteC, invstd: WriteC,
-) -> None:  # fmt: skip
-    """Normalise with the batch's own statistics to y, which may be x, stretches of channels spread over the threads."""
+def forward_overlapped(x: ReadNCS, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteNCS) -> None:
+    """Normalise with the batch's own statistics to y, which may be x, past the cache whatever `past_cache` says.
+
+    `groups` of channels are spread over the threads.
+    """
     N, C, S = x.shape
-    count = np.float64(N * S)
     tiles = tile_count(N, S)
     for task in prange(groups):
         c0, c1 = group_bounds(task, groups, C)
-        mean[c0], low[c0], m2[c0] = channel_moments(x, c0)
+        saved[MEAN, c0], saved[MEAN_LO, c0], saved[M2, c0] = channel_moments(x, c0)
         for c in range(c0, c1):
-            scale, shift, invstd[c] = coefficients(low[c], m2[c] / count, weight[c], bias[c], eps)
+            mean = saved[MEAN, c]
+            scale, shift = channel_coefficients(saved, c, np.float64(N * S), eps)
             if c + 1 < c1:
-                mean[c + 1], low[c + 1], m2[c + 1] = normalize_and_moments(x, c, mean[c], scale, shift, y)
+                moments = normalize_and_moments(x, c, mean, scale, shift, y)
+                saved[MEAN, c + 1], saved[MEAN_LO, c + 1], saved[M2, c + 1] = moments
             else:
                 for tile in range(tiles):
-                    normalize_tile(x, c, tile, mean[c], scale, shift, y, True)
+                    normalize_tile(x, c, tile, mean, scale, shift, y, True)
 
 
 @scalar
@@ -207,22 +209,32 @@ def gradient_and_sums(
 
 @kernel
 def backward_overlapped(
-    dy: ReadNCS, x: ReadNCS, weight: ReadC, mean: ReadC, low: ReadC, invstd: ReadC, groups: int,
-    dx: WriteNCS, sum_dy: WriteC, sum_dy_xhat: WriteC,
-) -> None:  # fmt: skip
-    """Write dx, which may be dy or x, and the sums, stretches of channels spread over the threads."""
+    dy: ReadNCS, x: ReadNCS, saved: Saved, frozen: bool, past_cache: bool, groups: int, dx: WriteNCS, sums: Sums
+) -> None:
+    """Write dx, which may be dy or x, and the sums, past the cache whatever `past_cache` says.
+
+    `groups` of channels are spread over the threads. With frozen statistics x is not read for dx, and each channel is
+    taken by itself.
+    """
     N, C, S = x.shape
     count = np.float64(N * S)
     tiles = tile_count(N, S)
     for task in prange(groups):
         c0, c1 = group_bounds(task, groups, C)
-        sums, products = channel_sums(dy, x, c0, mean[c0])
+        if frozen:
+            for k in range(c0, c1):
+                sums[0, k], sums[1, k] = channel_gradient(
+                    dy, x, k, saved[MEAN, k], saved[MEAN_LO, k], saved[INVSTD, k], saved[WEIGHT, k], True, dx, True
+                )
+            continue
+        total, product = channel_sums(dy, x, c0, saved[MEAN, c0])
         for k in range(c0, c1):
-            sum_dy[k] = sums
-            sum_dy_xhat[k] = sum_with_xhat(sums, products, low[k], invstd[k])
-            a, b, c = gradient_coefficients(count, low[k], invstd[k], weight[k], sum_dy[k], sum_dy_xhat[k])
+            mean, low, invstd = saved[MEAN, k], saved[MEAN_LO, k], saved[INVSTD, k]
+            sums[0, k] = total
+            sums[1, k] = sum_with_xhat(total, product, low, invstd)
+            a, b, c = gradient_coefficients(count, low, invstd, saved[WEIGHT, k], sums[0, k], sums[1, k])
             if k + 1 < c1:
-                sums, products = gradient_and_sums(dy, x, k, mean[k], a, b, c, dx, mean[k + 1])
+                total, product = gradient_and_sums(dy, x, k, mean, a, b, c, dx, saved[MEAN, k + 1])
             else:
                 for tile in range(tiles):
-                    tile_gradient(dy, x, k, tile, mean[k], a, b, c, False, dx, True)
+                    tile_gradient(dy, x, k, tile, mean, a, b, c, False, dx, True)

@@ -1,4 +1,4 @@
-"""Channels apart with short runs, as planes of 7 x 7: several channels at a time, as rows of their values.
+"""Channels first with short runs, as planes of 7 x 7: several channels at a time, as rows of their values.
 
 The values of adjacent channels in one sample lie side by side, so x (N, C, S) is also N rows of C * S columns, of
 which a group of channels is a stretch. The loops of `bands` take it as such, with the numbers of a channel repeated for
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbn_kernels.build.decorators import Array, ReadC, ReadNCS, WriteC, WriteNCS, kernel, prange, scalar
+from fastbn_kernels.build.decorators import Array, ReadNCS, Saved, Sums, WriteNCS, kernel, prange, scalar
 from fastbn_kernels.cpu.loops.row_streams import (
     rows_gradient,
     rows_gradient_sums,
@@ -36,6 +36,7 @@ from fastbn_kernels.formulas import (
     merge,
     sum_with_xhat,
 )
+from fastbn_kernels.saved import BIAS, INVSTD, M2, MEAN, MEAN_LO, VAR, WEIGHT
 
 
 @scalar
@@ -47,8 +48,8 @@ def spread(values: Array, c: int, S: int, number: float) -> None:
 
 
 @scalar
-def group_moments(x: Array, c0: int, c1: int, mean: Array, low: Array, m2: Array) -> None:
-    """Fill mean, low and m2 of channels c0 to c1."""
+def group_moments(x: Array, c0: int, c1: int, saved: Array) -> None:
+    """Fill MEAN, MEAN_LO and M2 of channels c0 to c1."""
     N, C, S = x.shape
     width = (c1 - c0) * S
     k = empty_numbers(x, width + LANES)
@@ -77,24 +78,26 @@ def group_moments(x: Array, c0: int, c1: int, mean: Array, low: Array, m2: Array
             offsets[c], squares[c] = merge(count, offsets[c], squares[c], values, offset, squared)
         count += values
     for c in range(c1 - c0):
-        mean[c0 + c], low[c0 + c] = as_pair(x, channel_origin(x, c0 + c), offsets[c])
-        m2[c0 + c] = squares[c]
+        saved[MEAN, c0 + c], saved[MEAN_LO, c0 + c] = as_pair(x, channel_origin(x, c0 + c), offsets[c])
+        saved[M2, c0 + c] = squares[c]
 
 
 @scalar
-def group_normalize(
-    x: Array, c0: int, c1: int, mean: Array, scale: Array, shift: Array, y: Array, past_cache: bool
-) -> None:
-    """Normalise channels c0 to c1; scale and shift are theirs alone."""
+def group_normalize(x: Array, c0: int, c1: int, saved: Array, eps: float, y: Array, past_cache: bool) -> None:
+    """Normalise channels c0 to c1 with their MEAN, MEAN_LO and VAR; fill their INVSTD."""
     N, C, S = x.shape
     width = (c1 - c0) * S
     m = empty_numbers(x, width + LANES)
     a = empty_numbers(x, width + LANES)
     b = empty_numbers(x, width + LANES)
     for c in range(c1 - c0):
-        spread(m, c, S, mean[c0 + c])
-        spread(a, c, S, scale[c])
-        spread(b, c, S, shift[c])
+        k = c0 + c
+        scale, shift, saved[INVSTD, k] = coefficients(
+            saved[MEAN_LO, k], saved[VAR, k], saved[WEIGHT, k], saved[BIAS, k], eps
+        )
+        spread(m, c, S, saved[MEAN, k])
+        spread(a, c, S, scale)
+        spread(b, c, S, shift)
     start, step = c0 * S, C * S
     if past_cache and step % LANES == 0:
         head = to_line(y, start, width)
@@ -106,42 +109,30 @@ def group_normalize(
 
 
 @kernel
-def forward_short(
-    x: ReadNCS, weight: ReadC, bias: ReadC, eps: float, past_cache: bool, groups: int,
-    y: WriteNCS, mean: WriteC, low: WriteC, m2: WriteC, invstd: WriteC,
-) -> None:  # fmt: skip
+def forward_short_segments(x: ReadNCS, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteNCS) -> None:
     """Normalise with the batch's own statistics to y, which may be x, groups of channels spread over the threads."""
     N, C, S = x.shape
-    count = np.float64(N * S)
     for task in prange(groups):
         c0, c1 = group_bounds(task, groups, C)
-        group_moments(x, c0, c1, mean, low, m2)
-        scale = np.empty(c1 - c0)
-        shift = np.empty(c1 - c0)
+        group_moments(x, c0, c1, saved)
         for c in range(c0, c1):
-            scale[c - c0], shift[c - c0], invstd[c] = coefficients(low[c], m2[c] / count, weight[c], bias[c], eps)
-        group_normalize(x, c0, c1, mean, scale, shift, y, past_cache)
+            saved[VAR, c] = saved[M2, c] / np.float64(N * S)
+        group_normalize(x, c0, c1, saved, eps, y, past_cache)
 
 
 @kernel
-def normalize_short(
-    x: ReadNCS, mean: ReadC, scale: ReadC, shift: ReadC, past_cache: bool, groups: int, y: WriteNCS
-) -> None:
-    """Write (x - mean) * scale + shift to y, which may be x, groups of channels spread over the threads."""
+def normalize_short_segments(x: ReadNCS, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteNCS) -> None:
+    """Normalise with given statistics to y, which may be x, groups of channels spread over the threads."""
     for task in prange(groups):
         c0, c1 = group_bounds(task, groups, x.shape[1])
-        group_normalize(x, c0, c1, mean, scale[c0:c1], shift[c0:c1], y, past_cache)
+        group_normalize(x, c0, c1, saved, eps, y, past_cache)
 
 
 @kernel
-def backward_short(
-    dy: ReadNCS, x: ReadNCS, weight: ReadC, mean: ReadC, low: ReadC, invstd: ReadC, frozen: bool, past_cache: bool,
-    groups: int, dx: WriteNCS, sum_dy: WriteC, sum_dy_xhat: WriteC,
-) -> None:  # fmt: skip
-    """Write dx, which may be dy or x, and the sums, groups of channels spread over the threads.
-
-    sum_dy is the gradient of the bias, sum_dy_xhat that of the weight.
-    """
+def backward_short_segments(
+    dy: ReadNCS, x: ReadNCS, saved: Saved, frozen: bool, past_cache: bool, groups: int, dx: WriteNCS, sums: Sums
+) -> None:
+    """Write dx, which may be dy or x, and the sums, groups of channels spread over the threads."""
     N, C, S = x.shape
     count = np.float64(N * S)
     for task in prange(groups):
@@ -153,15 +144,16 @@ def backward_short(
         b = empty_numbers(x, width + LANES)
         k = empty_numbers(x, width + LANES)
         for c in range(c1 - c0):
-            spread(m, c, S, mean[c0 + c])
+            spread(m, c, S, saved[MEAN, c0 + c])
         t = np.zeros(width)
         p = np.zeros(width)
         rows_gradient_sums(dy, x, start, step, N, width, m, t, p)
         for c in range(c0, c1):
-            sum_dy[c] = column_total(t, (c - c0) * S, S)
-            product = column_total(p, (c - c0) * S, S)
-            sum_dy_xhat[c] = sum_with_xhat(sum_dy[c], product, low[c], invstd[c])
-            av, bv, cv = gradient_coefficients(count, low[c], invstd[c], weight[c], sum_dy[c], sum_dy_xhat[c])
+            low, invstd = saved[MEAN_LO, c], saved[INVSTD, c]
+            total = column_total(t, (c - c0) * S, S)
+            product = sum_with_xhat(total, column_total(p, (c - c0) * S, S), low, invstd)
+            sums[0, c], sums[1, c] = total, product
+            av, bv, cv = gradient_coefficients(count, low, invstd, saved[WEIGHT, c], total, product)
             spread(a, c - c0, S, av)
             spread(b, c - c0, S, bv)
             spread(k, c - c0, S, cv)

@@ -38,7 +38,7 @@ def repeat(values: Array, C: int) -> None:
 
 
 @scalar
-def fold(values: Array, C: int) -> None:
+def add_repeats(values: Array, C: int) -> None:
     """Add what stands C, 2 C, ... behind each of the first C values to it."""
     for start in range(C, values.size, C):
         for c in range(C):
