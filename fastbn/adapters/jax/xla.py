@@ -16,7 +16,7 @@ from numba import cfunc, config, typeof, types
 from fastbn.adapters.jax import xla_calls as calls
 from fastbn.adapters.jax import xla_frame as frame
 from fastbn.backends.cpu import plan
-from fastbn_kernels.build import interrupts, lock, threads
+from fastbn_kernels.build import interrupts, regions, threads
 from fastbn_kernels.build.decorators import Kernel
 from fastbn_kernels.cpu import backward as backward_kernels
 from fastbn_kernels.cpu import moments as moments_kernels
@@ -56,7 +56,7 @@ def parameter_dtype(dtype: str) -> str:
 
 def takes(dtype: str, parameters: set[str | None]) -> bool:
     """Return whether XLA can call kernels for data and parameters of these dtypes, on the processor that it uses."""
-    ready = version()[0] == 0 and lock.known() and not config.DISABLE_JIT
+    ready = version()[0] == 0 and regions.known() and not config.DISABLE_JIT
     return ready and parameters <= {parameter_dtype(dtype), None} and jax.default_backend() == "cpu"
 
 
