@@ -5,6 +5,8 @@
 A line of JSON a step: its name and what it found. A step that takes the process down has no line.
 """
 
+from __future__ import annotations  # as kernels have them
+
 import faulthandler
 import hashlib
 import json
@@ -18,7 +20,12 @@ import numba
 import numpy as np
 
 import fastbn
+import hosts
 from fastbn.backends.cpu import plan
+from fastbn_kernels.build import spread
+from fastbn_kernels.build.decorators import ReadC, WriteC, kernel, prange
+
+RUNNERS = {"layer": spread.LAYER, "calling thread": spread.CALLING_THREAD, **hosts.HOSTS}
 
 # Parallel kernels of each family: rows, whole channels, tiles of channels, short runs.
 SHAPES = [(3000, 40), (6, 8, 60, 60), (6, 3, 90, 90), (100, 40, 12, 12)]
@@ -188,6 +195,58 @@ def any_number_of_threads():
     return results
 
 
+def any_runner():
+    results = []
+    for runner in RUNNERS.values():
+        with spread.over(runner):
+            results.append(digest())
+    return results
+
+
+def different_runners_at_once():
+    """Each thread has its own, and a child of a fork that of the thread that forked."""
+    barrier = threading.Barrier(len(RUNNERS))
+    results = []
+
+    def work(runner):
+        barrier.wait()
+        with spread.over(runner):
+            results.extend(digest() for _ in range(2))
+
+    workers = [threading.Thread(target=work, args=(runner,)) for runner in RUNNERS.values()]
+    for worker in workers:
+        worker.start()
+    with spread.over(RUNNERS["backwards"]):
+        results.append(in_child())
+    for worker in workers:
+        worker.join()
+    return results
+
+
+@numba.njit(parallel=True)
+def add_row(x, i, y):
+    for j in prange(x.size):
+        y[i * x.size + j] = x[j] + i
+
+
+@kernel
+def add_rows(x: ReadC, y: WriteC) -> None:
+    for i in prange(y.size // x.size):
+        add_row(x, i, y)
+
+
+def regions_in_regions():
+    """A kernel whose pieces come to loops of their own."""
+    x = np.arange(100.0)
+    right = True
+    for runner in RUNNERS.values():
+        y = np.full(5000, np.nan)
+        with spread.over(runner):
+            add_rows.launch(x.dtype, True, x, y)
+        right = right and (y.reshape(50, 100) == x + np.arange(50)[:, None]).all()
+    return [digest() if right else "wrong"]
+
+
 # In this order.
 STEPS = [
     fork_before_the_first_launch,
@@ -203,6 +262,9 @@ STEPS = [
     joblib_forks,
     joblib_processes,
     any_number_of_threads,
+    any_runner,
+    different_runners_at_once,
+    regions_in_regions,
 ]
 
 

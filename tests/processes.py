@@ -68,7 +68,7 @@ import logging, os, sys
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s")
 import numpy as np
 from fastbn_kernels.cpu.fold import fold_parameters
-assert fold_parameters.source.__code__.co_filename.startswith(os.environ["PYTHONPATH"])
+assert fold_parameters.source.__code__.co_filename.startswith(os.environ["PYTHONPATH"].split(os.pathsep)[0])
 
 def fold(unit=1.0):
     low, var, weight, bias = np.random.default_rng().random((4, 9))

@@ -16,7 +16,7 @@ from numba import cfunc, config, typeof, types
 from fastbn.adapters.jax import xla_calls as calls
 from fastbn.adapters.jax import xla_frame as frame
 from fastbn.backends.cpu import plan
-from fastbn_kernels.build import interrupts, lock, threads
+from fastbn_kernels.build import interrupts, regions, threads
 from fastbn_kernels.cpu import kernel
 
 # A value of what kernels see of a dtype; 16-bit floats are their bits, told apart by the sign.
@@ -49,14 +49,13 @@ def parameter_dtype(dtype: str) -> str:
 
 def takes(dtype: str, parameters: set[str | None]) -> bool:
     """Return whether XLA can call kernels for data and parameters of these dtypes, on the processor that it uses."""
-    ready = version()[0] == 0 and lock.known() and not config.DISABLE_JIT
+    ready = version()[0] == 0 and regions.known() and not config.DISABLE_JIT
     return ready and parameters <= {parameter_dtype(dtype), None} and jax.default_backend() == "cpu"
 
 
 def _plan(shape: tuple[int, int, int], itemsize: int) -> plan.Plan:
-    """Return the plan of a tensor. XLA calls from several threads at once, which `workqueue` does not stand."""
-    count = threads.count() if math.prod(shape) >= plan.PARALLEL_FROM else 1
-    return plan.make(*shape, itemsize, 1 if threads.layer() == "workqueue" else count)
+    """Return the plan of a tensor."""
+    return plan.make(*shape, itemsize, threads.count() if math.prod(shape) >= plan.PARALLEL_FROM else 1)
 
 
 def _register(name: str, body: Any, dtype: str, form: tuple[int, ...], address: int) -> None:
@@ -114,7 +113,7 @@ def backward(shape: tuple[int, int, int], dtype: str) -> Target:
 
 def _known(body: Any, dtype: str, own: plan.Plan, kernel_name: str) -> str:
     """Return the name of a call of a kernel, which XLA is told now if it does not know it yet."""
-    name = f"fastbn_{kernel_name}_{dtype}_{'parallel' if own.parallel else 'serial'}"
+    name = f"fastbn_{kernel_name}_{dtype}"
     with _lock, interrupts.held_back():  # XLA must not know what is not kept, nor be told twice
         if name not in _handlers:
             form = calls.CHANNELS_LAST if own.family == "channels_last" else calls.CHANNELS_FIRST

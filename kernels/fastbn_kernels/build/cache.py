@@ -7,6 +7,7 @@ Numba's own cache, with these differences:
 - A file says in its name what it holds, and in its first bytes whether it is whole. Numba keeps an index of numbered
   files instead. Two processes that compile a kernel for two dtypes at once may both take number 1, and one that is
   killed between index and file leaves a new entry for an old file: the next process then runs the wrong machine code.
+- Only what nobody else can have written is loaded (`trusted`): a file is a pickle, and whoever wrote it runs code here.
 - Kernels compiled with bounds checks do not share files with kernels compiled without.
 - Whatever goes wrong in the cache (a read-only install without HOME, a full disk, a file cut short) costs a
   compilation and one warning a process in the log, never an exception.
@@ -29,6 +30,8 @@ from typing import Any
 import numba
 from numba import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
+
+from fastbn_kernels.build import trusted
 
 log = logging.getLogger("fastbn")
 
@@ -58,51 +61,79 @@ class Files:
 
     Parameters
     ----------
-    numbas : IndexDataCacheFile
-        What it replaces, which knows the folder and how to pickle.
+    cache : numba.core.caching.Cache
+        Whose they are; it knows the kernel and the folder.
     base : str
         What the names start with: the kernel, its line, Python's version.
     stamp : object
         What the kernel was compiled from, anything with a `repr` that is the same in every process.
     """
 
-    def __init__(self, numbas: Any, base: str, stamp: object) -> None:
-        self._folder = Path(numbas._cache_path)
+    def __init__(self, cache: Any, base: str, stamp: object) -> None:
+        numbas = cache._cache_file
+        self._parent = Path(numbas._cache_path)
+        self._folder = self._parent / trusted.folder_name()
+        # Another user may have got what this one needs from root, who filled the cache when an image was built.
+        source = Path(cache._py_func.__code__.co_filename)
+        of_root = [self._parent, source.parent / "__pycache__"]
+        if config.CACHE_DIR:
+            of_root.append(Path(config.CACHE_DIR, cache._impl.locator.get_suitable_cache_subpath(str(source))))
+        self._folders = dict.fromkeys([self._folder, *(parent / trusted.ROOTS for parent in of_root)])
         self._dump = numbas._dump
-        self._fresh = f"{base}.{_short_hash((numba.__version__, stamp))}-"
-        self._base = base
+        self._base = re.sub(r"-\d+(?=\.py\d)", "", base)  # the line changes from release to release
+        self._fresh = f"{self._base}.{_short_hash((numba.__version__, numbas._source_stamp, stamp))}-"
 
-    def _path(self, key: object) -> Path:
-        return self._folder / f"{self._fresh}{_short_hash(key)}.nbc"
+    def _name(self, key: object) -> str:
+        return f"{self._fresh}{_short_hash(key)}.nbc"
 
     def load(self, key: object) -> Any:
         """Return what was saved under a key, or None."""
-        try:
-            content = self._path(key).read_bytes()
-        except FileNotFoundError:
-            return None
-        if hashlib.sha256(content[32:]).digest() != content[:32]:
-            raise ValueError(f"{self._path(key)} is damaged")
-        return pickle.loads(content[32:])
+        problem: Exception | None = None
+        for folder in self._folders:
+            try:
+                content = trusted.read(folder, self._name(key))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                problem = problem or error
+                continue
+            if hashlib.sha256(content[32:]).digest() == content[:32]:
+                return pickle.loads(content[32:])
+            problem = problem or ValueError(f"{folder / self._name(key)} is damaged")
+        if problem is not None:
+            raise problem
+        return None
 
     def save(self, key: object, data: Any) -> None:
         """Keep data under a key: a reader finds all of it or nothing, whatever happens meanwhile."""
         content = self._dump(data)
-        path = self._path(key)
+        trusted.make(self._folder)
+        path = self._folder / self._name(key)
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
-            partial.write_bytes(hashlib.sha256(content).digest() + content)
+            trusted.write(partial, hashlib.sha256(content).digest() + content)
             partial.replace(path)
         except BaseException:  # Ctrl-C too
             with contextlib.suppress(OSError):
                 partial.unlink()
             raise
         self._remove_stale()
+        _remove_older(self._parent)
 
     def _remove_stale(self) -> None:
         for file in self._folder.glob(f"{self._base}.*"):
-            if file.suffix in (".nbi", ".nbc", ".tmp") and not file.name.startswith(self._fresh):
+            if file.suffix in (".nbc", ".tmp") and not file.name.startswith(self._fresh):
                 with contextlib.suppress(OSError):  # another process was faster, or has it open on Windows
+                    file.unlink()
+
+
+@functools.cache
+def _remove_older(folder: Path) -> None:
+    """Remove what earlier versions left next to the folder that kernels are kept in now, if it is this user's."""
+    for file in folder.glob("*.nb[ci]*"):
+        if re.search(r"\.[0-9a-f]{16}-[0-9a-f]{16}\.nbc(\.[0-9a-f]{8}\.tmp)?$", file.name):  # no file of Numba's
+            with contextlib.suppress(OSError):
+                if trusted.is_own(file):
                     file.unlink()
 
 
@@ -157,8 +188,7 @@ class KernelCache(Unfailing, FunctionCache):  # type: ignore[misc]
 
     def __init__(self, function: Any) -> None:
         super().__init__(function)
-        stamp = self._cache_file._source_stamp, sources_digest("cpu")
-        self._cache_file = Files(self._cache_file, self._impl.filename_base, stamp)
+        self._cache_file = Files(self, self._impl.filename_base, sources_digest("cpu"))
 
 
 def enable(dispatcher: Any) -> None:

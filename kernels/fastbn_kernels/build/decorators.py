@@ -1,10 +1,9 @@
-"""How kernels are compiled: the decorators, the signatures, the cache and the threading layer.
+"""How kernels are compiled: the decorators and the signatures.
 
 `scalar` compiles a function of kernels: arithmetic of a channel, control flow, and the inner loops, whose vectors are
-explicit (`cpu/vector.py`). No fastmath flag is set anywhere: LLVM may not reorder a sum nor assume that there are no
-NaN, so a serial and a parallel kernel that call the same function agree to the last bit.
+explicit (`cpu/simd`). No fastmath flag is set anywhere: LLVM may not reorder a sum nor assume that there are no NaN.
 
-`kernel` compiles one source twice on demand, serial and parallel, for the dtypes that are really used.
+`kernel` compiles a source on demand, for the dtypes that are really used.
 """
 
 from __future__ import annotations
@@ -17,16 +16,14 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from fastbn_kernels.build import cache
 from fastbn_kernels.build import interrupts
-from fastbn_kernels.build import lock
-from fastbn_kernels.build import threads
 
 with interrupts.held_back():  # all that there is of Numba
     from numba import config, njit, prange, types
     from numba.core.compiler_lock import global_compiler_lock
 
-    from fastbn_kernels.build import cache, lock, threads
+    from fastbn_kernels.build import cache, regions, spread, threads
+    from fastbn_kernels.build import forks as forks  # for what is done around a fork
 
 __all__ = [
     "Array",
@@ -59,10 +56,11 @@ def scalar(function: Function) -> Function:
     return compiled
 
 
-# What a kernel's annotations may say of an argument, and the Numba type that it stands for. Per-channel arrays (C) are
-# float64 whatever the data, so that they add no specialisations: saved ones (see `saved`) and sums (2, C) come in one array;
-# parameters (P) are as the caller holds them. Inputs are declared read-only, because Numba passes a writable array where a
-# read-only one is expected but not the other way: one specialisation then serves both.
+# What a kernel's annotations may say of an argument: whether it is read or written, and its axes. The Numba type that
+# each stands for is in `ARGUMENTS`. Per-channel arrays (C) are float64 whatever the dtype of the data, so that they add
+# no specialisations. Parameters (P) have the dtype that the caller keeps weight, bias and running statistics in.
+# Inputs are declared read-only: Numba passes a writable array for a read-only one, so that one specialisation serves
+# both, but not the other way.
 ReadNCS: TypeAlias = Array
 ReadRC: TypeAlias = Array
 ReadC: TypeAlias = Array
@@ -102,28 +100,37 @@ DTYPES = {"f": types.float32, "d": types.float64, "h": types.int16, "H": types.u
 
 
 class Kernel:
-    """One source, compiled on first use for each dtype, once serial and once with its `prange` loops parallel.
+    """One source, compiled on first use for each dtype; its `prange` loops run where `spread` says, a call at a time.
 
     Parameters
     ----------
     source : function
         Plain Python in Numba's subset, every argument annotated with a name from `ARGUMENTS`. It may call decorated
         functions of this package.
+
+    Notes
+    -----
+    With ``NUMBA_DISABLE_JIT=1`` the source itself runs. With ``NUMBA_BOUNDSCHECK=1`` loops are compiled serial, because
+    an exception does not leave a parallel one.
     """
 
     def __init__(self, source: Callable[..., Any]) -> None:
         self.name = source.__name__
         self.__doc__ = source.__doc__
         self.source = source
+        self.has_loops = "prange" in source.__code__.co_names
         self._signature = [ARGUMENTS[kind] for name, kind in source.__annotations__.items() if name != "return"]
         self._compiled: dict[tuple[str, bool], Callable[..., Any]] = {}
 
-    def is_ready(self, dtype: np.dtype[Any], parallel: bool) -> bool:
+    def is_ready(self, dtype: np.dtype[Any], parallel: bool = True) -> bool:
         """Return whether this process has compiled or loaded the function for data of `dtype`."""
         return (dtype.char, parallel) in self._compiled
 
-    def get(self, dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
-        """Return the function compiled for data of `dtype`, compiling it or loading it from the cache if need be."""
+    def get(self, dtype: np.dtype[Any], parallel: bool = True) -> Callable[..., Any]:
+        """Return the function compiled for data of `dtype`, compiling it or loading it from the cache if need be.
+
+        It is the same for either value of `parallel`, unless `spread` does not work with this Numba.
+        """
         key = dtype.char, parallel
         try:
             return self._compiled[key]
@@ -131,28 +138,39 @@ class Kernel:
             with global_compiler_lock:  # Numba's own: two locks could wait for each other, and a fork holds this one
                 if key not in self._compiled:  # another thread may have been first
                     with interrupts.held_back():
-                        self._compiled[key] = self._compile(dtype, parallel)
+                        self._add(dtype, parallel)
                 return self._compiled[key]
 
     def launch(self, dtype: np.dtype[Any], parallel: bool, *arguments: Any) -> None:
-        """Call the function for data of `dtype` as the threading layer stands it; see `threads`."""
+        """Call the function for data of `dtype`; unless `parallel`, the calling thread does everything."""
         function = self.get(dtype, parallel)
-        if parallel:
-            with threads.turn():
-                function(*arguments)
-        else:
+        if parallel or not self.has_loops:
             function(*arguments)
+            return
+        try:
+            spread.alone()
+            function(*arguments)
+        finally:  # Ctrl-C may come as soon as `alone` is done
+            spread.not_alone()
 
-    def _compile(self, dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
+    def _add(self, dtype: np.dtype[Any], parallel: bool) -> None:
+        key = dtype.char, parallel
         if config.DISABLE_JIT:
-            return self.source
-        if parallel:
-            threads.make_tbb_loadable()
+            self._compiled[key] = self.source
+        elif not self.has_loops or config.BOUNDSCHECK or spread.works():
+            compiled = self._compile(dtype, "parallel" if self.has_loops and not config.BOUNDSCHECK else "serial")
+            self._compiled[dtype.char, True] = self._compiled[dtype.char, False] = compiled
+        else:
+            # Numba's own loops run on its layer, which may have broken, or take one thread at a time.
+            stands = parallel and not threads.is_single() and threads.layer() != "workqueue"
+            self._compiled[key] = self._compile(dtype, "parallel by Numba" if stands else "serial")
+
+    def _compile(self, dtype: np.dtype[Any], how: str) -> Callable[..., Any]:
         started = time.perf_counter()
-        dispatcher = njit(parallel=parallel, nogil=True, error_model="numpy")(self._twin(parallel))
+        dispatcher = njit(parallel=how != "serial", nogil=True, error_model="numpy")(self._named(how))
         cache.enable(dispatcher)
         data = DTYPES[dtype.char]
-        with lock.left_alone():
+        with regions.ours(regions.OURS if how == "parallel" else regions.NUMBAS):
             dispatcher.compile(tuple(argument(data) for argument in self._signature))
         dispatcher.disable_compile()  # an argument of any other type is a mistake of ours, not a new specialisation
         hit = bool(dispatcher.stats.cache_hits)
@@ -161,21 +179,21 @@ class Kernel:
             "loaded" if hit else "compiled",
             self.name,
             dtype,
-            "parallel" if parallel else "serial",
+            how,
             time.perf_counter() - started,
         )
         function: Callable[..., Any] = dispatcher
         return function
 
-    def _twin(self, parallel: bool) -> Callable[..., Any]:
-        """Copy the source under a name of its own: Numba's cache files are told apart by `__qualname__`."""
+    def _named(self, how: str) -> Callable[..., Any]:
+        """Copy the source under a name that says how it is compiled: the cache goes by `__qualname__`."""
         source = self.source
         assert isinstance(source, python_types.FunctionType)
-        name = f"{source.__name__}_{'parallel' if parallel else 'serial'}"
-        twin = python_types.FunctionType(source.__code__, source.__globals__, name)
-        twin.__qualname__ = name
-        twin.__module__ = source.__module__
-        return twin
+        name = f"{source.__name__}_{how.replace(' ', '_')}"
+        named = python_types.FunctionType(source.__code__, source.__globals__, name)
+        named.__qualname__ = name
+        named.__module__ = source.__module__
+        return named
 
 
 def kernel(source: Callable[..., Any]) -> Kernel:

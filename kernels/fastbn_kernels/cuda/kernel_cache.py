@@ -20,9 +20,8 @@ class KernelCache(Unfailing, dispatcher.CUDACache):  # type: ignore[misc]
 
     def __init__(self, function: Any, bounds: tuple[int, int]) -> None:
         super().__init__(function)
-        stamp = self._cache_file._source_stamp, sources_digest("cuda"), version("numba-cuda")
         base = f"{self._impl.filename_base}-{'-'.join(map(str, bounds))}"
-        self._cache_file = Files(self._cache_file, base, stamp)
+        self._cache_file = Files(self, base, (sources_digest("cuda"), version("numba-cuda")))
 
 
 def enable(jitted: Any, bounds: tuple[int, int]) -> None:
