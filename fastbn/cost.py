@@ -166,9 +166,9 @@ def gpu_name() -> str | None:
 
     if device.problem() is not None:
         return None
-    from fastbn_kernels.cuda import toolkit
+    from fastbn_kernels.cuda import gpu
 
-    return toolkit.name()
+    return gpu.name()
 
 
 def _stamp() -> dict[str, object]:
