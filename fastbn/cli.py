@@ -134,13 +134,11 @@ def _cpu() -> str:
 
 def _gpu() -> str:
     """Say what the GPU is that was found."""
-    from fastbn_kernels.cuda import toolkit
+    from fastbn_kernels.cuda import gpu
 
-    found = f"{toolkit.name()}, {toolkit.properties()['multiprocessors']} multiprocessors"
-    if toolkit.SIMULATED:
-        return f"{found}, in Python"
-    driver: Any = toolkit.cuda
-    return f"{found}, {driver.current_context().get_memory_info().total / 2**30:.0f} GiB"
+    found = f"{gpu.name()}, {gpu.properties()['multiprocessors']} multiprocessors"
+    total = gpu.memory_bytes()
+    return f"{found}, in Python" if total is None else f"{found}, {total / 2**30:.0f} GiB"
 
 
 def _choice(x: Any) -> str:

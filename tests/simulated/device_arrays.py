@@ -38,13 +38,13 @@ class Simulated(arrays.Library):
 
     def argument(self, value: Any, axis: int, data: bool, scalars: bool) -> Any:
         """Return what a simulated kernel gets."""
-        from fastbn_kernels.cuda import toolkit
+        from fastbn_kernels.cuda import memory
 
         shadow = value._ary
         if not data:
-            return toolkit.number_argument(shadow)
+            return memory.params_argument(shadow)
         view = layout.of(shadow, axis).view(shadow)
-        return toolkit.argument(view.view(arrays.bits(view.dtype)) if view.itemsize == 2 else view, scalars)
+        return memory.argument(view.view(arrays.bits(view.dtype)) if view.itemsize == 2 else view, scalars)
 
 
 def install() -> None:

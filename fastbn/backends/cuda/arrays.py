@@ -29,10 +29,10 @@ def bfloat16(name: str) -> np.dtype[Any]:
     return dtype
 
 
-def _toolkit() -> Any:
-    from fastbn_kernels.cuda import toolkit
+def _memory() -> Any:
+    from fastbn_kernels.cuda import memory  # imports numba.cuda
 
-    return toolkit
+    return memory
 
 
 def own_stream(stream: int) -> Any:
@@ -101,7 +101,7 @@ class Library:
 
     def empty(self, like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return a new array on the GPU, in C order."""
-        return _toolkit().empty(shape, dtype)
+        return _memory().empty(shape, dtype)
 
     def empty_like(self, like: Any, shadow: Array | None) -> Any:
         """Return a new array of the shape, dtype and order of axes of `like`."""
@@ -109,15 +109,15 @@ class Library:
             shadow = self.shadow("array", like)
         model = np.lib.stride_tricks.as_strided(np.empty(1, shadow.dtype), shadow.shape, shadow.strides)
         strides = np.empty_like(model, order="K", subok=False).strides if shadow.size else None
-        return _toolkit().empty(shadow.shape, shadow.dtype, strides)
+        return _memory().empty(shadow.shape, shadow.dtype, strides)
 
     def send(self, like: Any, array: Array) -> Any:
         """Copy a NumPy array to the GPU."""
-        return _toolkit().to_device(np.ascontiguousarray(array))
+        return _memory().to_device(np.ascontiguousarray(array))
 
     def fetch(self, value: Any) -> Array:
         """Copy a device array to the host, once all that was launched before is done."""
-        result: Array = _toolkit().to_host(value)
+        result: Array = _memory().to_host(value)
         return result
 
 
@@ -246,4 +246,4 @@ def library(value: Any) -> Library:
 
 def send(array: Array) -> Any:
     """Copy a NumPy array to the GPU, as it is stored if that is in C or Fortran order, else in C order."""
-    return _toolkit().to_device(array if array.flags.forc else np.ascontiguousarray(array))
+    return _memory().to_device(array if array.flags.forc else np.ascontiguousarray(array))

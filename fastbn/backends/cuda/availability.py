@@ -26,11 +26,11 @@ def problem() -> str | None:
         if importlib.util.find_spec("numba_cuda") is None:
             found: str | None = "numba-cuda is not installed"
         else:
-            from fastbn_kernels.cuda import toolkit
+            from fastbn_kernels.cuda import gpu
 
-            found = toolkit.problem()
+            found = gpu.problem()
             if found is None:
-                toolkit.name()  # opens the GPU, which fails where it is there and not to be had
+                gpu.name()  # opens the GPU, which fails where it is there and not to be had
     except Exception as error:  # whatever a broken install raises
         found = f"numba-cuda does not work: {type(error).__name__}: {' '.join(str(error).split())}"
     return None if found is None else f"{found[:200].rstrip(' .')}; {INSTALL}"

@@ -26,8 +26,8 @@ ABSENT = (0, 0, None)  # of an array: address, bytes, everything else
 
 # Where the addresses stand among a kernel's arguments: x, out, weight, bias, running_mean, running_var, saved forward;
 # dy, x, dx, saved, dweight, dbias backward.
-FORWARD = (0, 8, 1, 2, 3, 4, 9)
-GIVEN = (0, 6, 1, 2, 3, 4, 7)  # with running statistics
+FORWARD = (0, 9, 2, 3, 4, 5, 1)
+GIVEN = (0, 7, 2, 3, 4, 5, 1)  # with running statistics
 BACKWARD = (0, 1, 4, 2, 5, 6)
 
 

@@ -1,4 +1,4 @@
-"""`vector` as intrinsics: LLVM's IR, with inline assembly where a cache hint or an instruction has no other name."""
+"""The operations of `ops` as intrinsics: LLVM's IR, with inline assembly where it has no name for what is meant."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from fastbn_kernels.cuda.build.numba_cuda import intrinsic, types
 from fastbn_kernels.cuda.simd.words import (
     DOUBLE,
     FLOAT,
@@ -13,15 +14,14 @@ from fastbn_kernels.cuda.simd.words import (
     WORD,
     WORDS,
     address,
+    compute_type,
     const,
     count_of,
-    number_of,
-    to_numbers,
-    to_words,
+    decode,
+    encode,
     unpack,
     vector_of,
 )
-from fastbn_kernels.cuda.toolkit import intrinsic, types
 
 RAW = types.UniTuple(types.int32, 4)
 ANY = types.int64
@@ -62,7 +62,8 @@ def loader(hint: str) -> Any:
     return intrinsic(load)
 
 
-# What is kept on the chip is read once: it goes first when the caches fill. What is read again stays in the second.
+# What is kept in shared memory is read once: of the caches' contents it goes first (.cs, "streaming"). What will be
+# read again stays in the second-level cache.
 load_once = loader(".cs")
 load = loader(".L1::no_allocate")
 
@@ -78,11 +79,11 @@ def width(typingctx: Any, x: Any) -> Any:
 
 
 @intrinsic
-def numbers(typingctx: Any, x: Any, raw: Any) -> Any:
+def decoded(typingctx: Any, x: Any, raw: Any) -> Any:
     """Convert what was loaded from x."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        values = to_numbers(builder, x.dtype, count_of(x), unpack(builder, args[1], 4))
+        values = decode(builder, x.dtype, count_of(x), unpack(builder, args[1], 4))
         return context.make_tuple(builder, signature.return_type, values)
 
     return vector_of(x)(x, RAW), generate
@@ -94,7 +95,7 @@ def store(typingctx: Any, y: Any, at: Any, values: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         count = count_of(y)
-        words = to_words(builder, y.dtype, unpack(builder, args[2], count))
+        words = encode(builder, y.dtype, unpack(builder, args[2], count))
         _store_words(builder, address(builder, args[0], args[1]), words, y.dtype.bitwidth * count)
         return context.get_dummy_value()
 
@@ -126,7 +127,7 @@ def store_part(typingctx: Any, y: Any, at: Any, values: Any, lo: Any, hi: Any) -
             here = const(i)
             inside = builder.and_(builder.icmp_signed("<=", low, here), builder.icmp_signed("<", here, high))
             with builder.if_then(inside):
-                words = to_words(builder, y.dtype, [value])
+                words = encode(builder, y.dtype, [value])
                 at = builder.add(index, const(i, LONG))
                 _store_words(builder, address(builder, pointer, at), words, y.dtype.bitwidth)
         return context.get_dummy_value()
@@ -142,7 +143,7 @@ def load_part(typingctx: Any, x: Any, at: Any, hi: Any) -> Any:
         count, bits = count_of(x), x.dtype.bitwidth
         kind = ir.IntType(bits)
         base = builder.bitcast(args[0], kind.as_pointer())
-        room = ir.VectorType(kind, count)(ir.Undefined)
+        filled = ir.VectorType(kind, count)(ir.Undefined)
         for i in range(count):
             with builder.if_else(builder.icmp_signed("<", const(i), args[2])) as (inside, outside):
                 with inside:
@@ -153,19 +154,19 @@ def load_part(typingctx: Any, x: Any, at: Any, hi: Any) -> Any:
             either = builder.phi(kind)
             either.add_incoming(value, loaded_in)
             either.add_incoming(const(0, kind), skipped_in)
-            room = builder.insert_element(room, either, const(i))
+            filled = builder.insert_element(filled, either, const(i))
         if count == 1:
-            wide = builder.zext(builder.extract_element(room, const(0)), ir.IntType(128))
+            wide = builder.zext(builder.extract_element(filled, const(0)), ir.IntType(128))
             whole = builder.bitcast(wide, WORDS)
         else:
-            whole = builder.bitcast(room, WORDS)
+            whole = builder.bitcast(filled, WORDS)
         words = [builder.extract_element(whole, const(i)) for i in range(4)]
         return context.make_tuple(builder, signature.return_type, words)
 
     return RAW(x, ANY, types.int32), generate
 
 
-def _held(context: Any, builder: Any, array: Any, value: Any, slot: Any) -> Any:
+def _slot_address(context: Any, builder: Any, array: Any, value: Any, slot: Any) -> Any:
     """Return the shared address of a slot of 16 bytes."""
     data = context.make_array(array)(context, builder, value=value).data
     words = builder.bitcast(data, WORDS.as_pointer())
@@ -173,44 +174,44 @@ def _held(context: Any, builder: Any, array: Any, value: Any, slot: Any) -> Any:
 
 
 @intrinsic
-def keep(typingctx: Any, held: Any, slot: Any, raw: Any) -> Any:
+def smem_store(typingctx: Any, smem: Any, slot: Any, raw: Any) -> Any:
     """Put what was loaded into a slot of shared memory."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         whole = WORDS(ir.Undefined)
         for i, word in enumerate(unpack(builder, args[2], 4)):
             whole = builder.insert_element(whole, word, const(i))
-        builder.store(whole, _held(context, builder, held, args[0], args[1]), align=16)
+        builder.store(whole, _slot_address(context, builder, smem, args[0], args[1]), align=16)
         return context.get_dummy_value()
 
-    return types.void(held, types.int32, RAW), generate
+    return types.void(smem, types.int32, RAW), generate
 
 
 @intrinsic
-def kept(typingctx: Any, held: Any, slot: Any) -> Any:
-    """Take it out again."""
+def smem_load(typingctx: Any, smem: Any, slot: Any) -> Any:
+    """Return what was put into a slot of shared memory."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        whole = builder.load(_held(context, builder, held, *args), align=16)
+        whole = builder.load(_slot_address(context, builder, smem, *args), align=16)
         words = [builder.extract_element(whole, const(i)) for i in range(4)]
         return context.make_tuple(builder, signature.return_type, words)
 
-    return RAW(held, types.int32), generate
+    return RAW(smem, types.int32), generate
 
 
 @intrinsic
-def number(typingctx: Any, x: Any, value: Any) -> Any:
+def rounded(typingctx: Any, x: Any, value: Any) -> Any:
     """Round a float64 to the type that values of x are computed with."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.fptrunc(args[1], FLOAT) if x.dtype.bitwidth == 16 else args[1]
 
-    return number_of(x)(x, types.float64), generate
+    return compute_type(x)(x, types.float64), generate
 
 
 @intrinsic
 def splat(typingctx: Any, x: Any, value: Any) -> Any:
-    """Return a vector of one number, a float64 that is rounded as `number` does."""
+    """Return a vector of one number, a float64 that is rounded as `rounded` does."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         one = builder.fptrunc(args[1], FLOAT) if x.dtype.bitwidth == 16 else args[1]
