@@ -115,7 +115,8 @@ def test_the_kernels_are_twins():
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     sides = {side: {tuple(line[1:3]): line[3:] for line in lines if line[0] == side} for side in ("cpu", "cuda")}
-    assert set(sides["cpu"]) == set(sides["cuda"])
+    # Tiles of few channels are a family of kernels on the CPU; on a GPU, block groups share any channel out.
+    assert {key for key in sides["cpu"] if not key[1].endswith("_tiles")} == set(sides["cuda"])
     for key, arguments in sides["cuda"].items():
         other = sides["cpu"][key]
         assert [a for a in arguments if a in other] == [a for a in other if a in arguments], key
