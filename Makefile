@@ -7,15 +7,16 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo demo-quick test bounds gpu-simulated test-all test-rest bounds-rest gpu-simulated-rest gpu-static fuzz \
+.PHONY: help demo demo-quick test interpreted gpu-simulated test-all test-rest bounds gpu-simulated-rest gpu-static fuzz \
 	coverage errors examples lint format bench bench-once bench-quick accuracy clean
 
 help:
 	@echo "make demo             train on real digits with and without batch normalization: a table and a figure"
 	@echo "make test             all that a change of a kernel or of the API could break"
-	@echo "make bounds           the kernels with bounds checks; part of make test"
+	@echo "make interpreted      the kernels as plain Python, which checks every index; part of make test"
 	@echo "make gpu-simulated    the GPU kernels on a simulated GPU; part of make test"
 	@echo "make test-all         the rest: other libraries, full grids, packaging, what takes long (installs all of it)"
+	@echo "make bounds           the kernels compiled with bounds checks; part of make test-all"
 	@echo "make gpu-static       what the GPU kernels compile to, without a GPU; part of make test-all"
 	@echo "make bench-once       each benchmark once, on small cases; part of make test-all"
 	@echo "make fuzz             the fuzz tests with 20,000 examples"
@@ -63,12 +64,11 @@ QUICK = -m "not frameworks and not slow"
 
 test: $(VENV)/.test
 	$(PYTEST) $(QUICK)
-	$(MAKE) --no-print-directory --jobs=2 bounds gpu-simulated
+	$(MAKE) --no-print-directory --jobs=2 interpreted gpu-simulated
 
-# An index out of range is an error there; each kernel is compiled once more.
-BOUNDS = NUMBA_BOUNDSCHECK=1 $(BIN)/pytest tests/kernels/test_bounds.py tests/api
-bounds: $(VENV)/.test
-	$(BOUNDS) -m "bounds and not slow" -k "not float64"
+# Every family in every dtype, with nothing to compile; an index out of range is an error.
+interpreted: $(VENV)/.test
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/api -m bounds
 
 # The GPU kernels on a simulated GPU, against the oracle.
 SIMULATED = NUMBA_ENABLE_CUDASIM=1 $(BIN)/pytest tests/gpu/test_kernels.py tests/gpu/test_calls.py \
@@ -79,15 +79,16 @@ gpu-simulated: $(VENV)/.test
 # What `make test` has not run.
 test-all: $(VENV)/.all
 	$(MAKE) --no-print-directory test-rest
-	$(MAKE) --no-print-directory --jobs=2 bounds-rest gpu-simulated-rest
+	$(MAKE) --no-print-directory --jobs=2 bounds gpu-simulated-rest
 	$(MAKE) --no-print-directory gpu-static
 	$(MAKE) --no-print-directory bench-once
 
 test-rest: $(VENV)/.all
 	$(PYTEST) -m "frameworks or slow"
 
-bounds-rest: $(VENV)/.all
-	$(BOUNDS) tests/fuzz/test_fuzz.py -m bounds -k "float64 or test_fuzz"
+# The same in machine code, as far as it checks that; each kernel is compiled once more.
+bounds: $(VENV)/.test
+	NUMBA_BOUNDSCHECK=1 $(BIN)/pytest tests/kernels/test_bounds.py tests/api tests/fuzz/test_fuzz.py -m bounds -k "not float16"
 
 gpu-simulated-rest: $(VENV)/.all
 	$(SIMULATED) -m "slow and not frameworks"
@@ -108,7 +109,7 @@ coverage: $(VENV)/.all
 	$(BIN)/coverage erase
 	$(COVERAGE) $(QUICK)
 	NUMBA_ENABLE_CUDASIM=1 $(COVERAGE) $(QUICK) tests/gpu/test_kernels.py tests/gpu/test_calls.py
-	NUMBA_DISABLE_JIT=1 $(COVERAGE) $(QUICK) -m bounds tests/api -k "not float64"
+	NUMBA_DISABLE_JIT=1 $(COVERAGE) -m bounds tests/api
 	$(BIN)/coverage report
 
 # Each trains on scikit-learn's digits inside another library.

@@ -100,6 +100,7 @@ def test_float32_is_rounded_to_the_nearest_even(rng, dtype):
     np.testing.assert_array_equal(np.signbit(got)[number], np.signbit(values)[number])
 
 
+@pytest.mark.bounds
 @every_case
 @pytest.mark.parametrize("training", [True, False])
 def test_against_the_oracle(rng, shape, axis, training, dtype):
