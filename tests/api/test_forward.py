@@ -23,6 +23,7 @@ def test_training(rng, shape, axis, dtype):
     f = reference.forward(x, weight, bias, axis=axis)
     check_forward(y, f, weight, bias)
     assert ctx.count == x.size // shape[axis]
+    np.testing.assert_allclose(ctx.mean, f.mean.astype(float), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(ctx.moments.mean, f.mean.astype(float), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(ctx.moments.var(), f.var.astype(float), rtol=1e-12, atol=1e-20)
     np.testing.assert_allclose(ctx.invstd, f.invstd.astype(float), rtol=1e-12)
