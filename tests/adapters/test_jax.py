@@ -10,7 +10,7 @@ import fastbn
 from grid import affine, draw
 from processes import run
 
-pytest.importorskip("jax", reason="JAX is not installed; make test-frameworks installs it")
+pytest.importorskip("jax", reason="JAX is not installed; make test-all installs it")
 import jax
 import jax.numpy as jnp
 

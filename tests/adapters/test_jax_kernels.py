@@ -8,7 +8,7 @@ from grid import affine, draw
 from plans import force
 from processes import run
 
-pytest.importorskip("jax", reason="JAX is not installed; make test-frameworks installs it")
+pytest.importorskip("jax", reason="JAX is not installed; make test-all installs it")
 import jax
 import jax.numpy as jnp
 

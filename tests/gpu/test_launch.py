@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("numba_cuda", reason="needs numba-cuda")
+pytestmark = pytest.mark.slow  # it needs NVIDIA's compiler, which `make test-all` installs
 
 
 @pytest.fixture(scope="module", params=["float32 [32, 64, 56, 56]", "float16 [640, 48]"])

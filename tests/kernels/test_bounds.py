@@ -5,7 +5,10 @@ import pytest
 
 from conftest import CHECKED
 
-pytestmark = pytest.mark.skipif(not CHECKED, reason="the run with NUMBA_BOUNDSCHECK=1 does this")
+pytestmark = [
+    pytest.mark.bounds,
+    pytest.mark.skipif(not CHECKED, reason="the run with NUMBA_BOUNDSCHECK=1 does this"),
+]
 
 
 def normalize(shape, short):

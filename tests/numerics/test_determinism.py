@@ -9,11 +9,11 @@ from grid import STORED, draw
 from plans import force
 
 SHAPES = [
-    ((32, 64, 14, 14), 1),
-    ((100, 40, 12, 12), 1),
-    ((6, 3, 150, 150), 1),
+    ((8, 24, 25, 25), 1),
+    ((16, 40, 12, 12), 1),
+    ((2, 3, 110, 110), 1),
     ((3, 8, 60, 60), 1),  # past the cache, one channel is written while the next is summed
-    ((700, 5, 7, 7), 1),
+    ((200, 5, 7, 7), 1),
     ((3000, 40), 1),
     ((200, 700), 1),
     ((3, 1, 40000), 1),

@@ -10,6 +10,7 @@ import pytest
 
 import fastbn
 import reference
+from grid import thinned
 from tolerance import check_forward, relative
 
 # The univariate sets of NIST's Statistical Reference Datasets that are given by formula, with the certified mean and
@@ -51,9 +52,7 @@ def check_exactly(ctx, mean, m2, values):
         assert abs(Fraction(squares) - m2) <= error * m2
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", NIST)
+@pytest.mark.parametrize(("name", "dtype", "layout"), thinned(NIST, [np.float32, np.float64], LAYOUTS))
 def test_nist(name, dtype, layout):
     values, certified_mean, certified_std = NIST[name]
     values = np.asarray(values, dtype)
@@ -70,9 +69,7 @@ def test_nist(name, dtype, layout):
     assert np.abs(ctx.moments.mean - certified_mean).max() <= stored + own + np.spacing(float(certified_mean))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("n", [2, 64, 512])
+@pytest.mark.parametrize(("n", "dtype", "layout"), thinned([2, 64, 512], [np.float16, np.float32, np.float64], LAYOUTS))
 def test_exact_in_any_order(rng, n, dtype, layout):
     """A power of two of integers: every sum, square and division is exact, so every order gives the same bits."""
     values = rng.integers(-40, 41, n).astype(dtype)

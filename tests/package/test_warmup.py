@@ -79,6 +79,7 @@ def warm(tmp_path_factory):
     return folder, python("-c", WARM_UP, folder=folder)
 
 
+@pytest.mark.slow
 def test_a_warm_up_compiles_each_kernel_once(warm):
     compiled, loaded, total = map(int, warm[1].splitlines()[-1].split())
     assert compiled == total == len(logged(warm[1])) > 15
@@ -86,6 +87,7 @@ def test_a_warm_up_compiles_each_kernel_once(warm):
     assert {how for how, _ in logged(warm[1])} == {"compiled"}
 
 
+@pytest.mark.slow
 def test_no_ordinary_call_compiles_after_a_warm_up(warm):
     output = python("-c", CALLS, folder=warm[0])
     assert {how for how, _ in logged(output)} == {"loaded"}
@@ -93,6 +95,7 @@ def test_no_ordinary_call_compiles_after_a_warm_up(warm):
         assert {kernel for _, kernel in logged(output)} == {kernel for _, kernel in logged(warm[1])}
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did(warm):
     for name in ("rich", "typer"):
         pytest.importorskip(name)

@@ -30,31 +30,38 @@ def encode(vector: Array, dtype: np.dtype[np.generic]) -> Array:
     return vector.astype(dtype)
 
 
+def span(array: Array, index: int, count: int = LANES) -> Array:
+    """Return a view of array.flat[index : index + count], all of which must be there."""
+    if not (0 <= count <= LANES and 0 <= index <= index + count <= array.size):
+        raise IndexError(f"a vector reaches out of its array: {index} + {count} of {array.size}")
+    return array.reshape(-1)[index : index + count]
+
+
 def load(array: Array, index: int) -> Array:
     """Return array.flat[index : index + LANES]."""
-    return decode(array.reshape(-1)[index : index + LANES])
+    return decode(span(array, index))
 
 
 def load_part(array: Array, index: int, count: int) -> Array:
     """Return array.flat[index : index + count] and zeros."""
-    part = decode(array.reshape(-1)[index : index + count])
+    part = decode(span(array, index, count))
     return np.concatenate([part, np.zeros(LANES - count, part.dtype)])
 
 
 def numbers(array: Array, index: int) -> Array:
     """Return array.flat[index : index + LANES] of numbers in the dtype of the arithmetic."""
-    return array.reshape(-1)[index : index + LANES].copy()
+    return span(array, index).copy()
 
 
 def numbers_part(array: Array, index: int, count: int) -> Array:
     """Return array.flat[index : index + count] and zeros."""
-    part = array.reshape(-1)[index : index + count]
+    part = span(array, index, count)
     return np.concatenate([part, np.zeros(LANES - count, part.dtype)])
 
 
 def value(array: Array, index: int) -> float:
     """Return array.flat[index] as a float64."""
-    return float(decode(array.reshape(-1)[index : index + 1])[0])
+    return float(decode(span(array, index, 1))[0])
 
 
 def rounded(array: Array, number: float) -> float:
@@ -64,12 +71,12 @@ def rounded(array: Array, number: float) -> float:
 
 def store(array: Array, index: int, vector: Array) -> None:
     """Write array.flat[index : index + LANES]."""
-    array.reshape(-1)[index : index + LANES] = encode(vector, array.dtype)
+    span(array, index)[...] = encode(vector, array.dtype)
 
 
 def store_part(array: Array, index: int, count: int, vector: Array) -> None:
     """Write array.flat[index : index + count]."""
-    array.reshape(-1)[index : index + count] = encode(vector, array.dtype)[:count]
+    span(array, index, count)[...] = encode(vector, array.dtype)[:count]
 
 
 def stream(array: Array, index: int, vector: Array) -> None:
