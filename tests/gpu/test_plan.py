@@ -115,7 +115,8 @@ def test_the_kernels_are_twins():
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     sides = {side: {tuple(line[1:3]): line[3:] for line in lines if line[0] == side} for side in ("cpu", "cuda")}
-    assert set(sides["cpu"]) - {("normalize", "fold_parameters")} == set(sides["cuda"])  # the GPU folds in the kernel
+    # The CPU has kernels besides for shapes with too few channels for its threads; a plan of blocks covers those.
+    assert {key for key in sides["cpu"] if key[1].endswith(("_channels_first", "_channels_last"))} == set(sides["cuda"])
     for key, arguments in sides["cuda"].items():
         other = sides["cpu"][key]
         assert [a for a in arguments if a in other] == [a for a in other if a in arguments], key
