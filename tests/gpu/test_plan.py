@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fastbn.backends.cuda import plan as cuda_plan
 from fastbn.backends.cuda.plan import BARRIER, BLOCKS_PER_SM, COLUMNS, H200, RESERVED, STATIC, VECTOR, Device
+from simulated import gpu_vector
 
 GPUS = [
     H200,
@@ -120,6 +121,15 @@ def test_the_kernels_are_twins():
     for key, arguments in sides["cuda"].items():
         other = sides["cpu"][key]
         assert [a for a in arguments if a in other] == [a for a in other if a in arguments], key
+
+
+def test_the_simulated_gpu_has_every_operation_on_vectors():
+    folder = Path(__file__).parents[2] / "kernels" / "fastbn_kernels" / "cuda" / "simd"
+    source = (folder / "memory.py").read_text() + (folder / "arithmetic.py").read_text()
+    operations = re.findall(r"^def (\w+)\(typingctx", source, re.M) + re.findall(
+        r"^(\w+) = (?:loader|elementwise)\(", source, re.M
+    )
+    assert sorted(operations) == gpu_vector.__all__
 
 
 def test_loops_do_not_compute_elements():
