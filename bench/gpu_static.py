@@ -185,12 +185,11 @@ def examine(kernel: str, dtype: str, architecture: str, scalars: bool) -> Row:
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
     from fastbn_kernels.cuda import backward, copy, moments, normalize
     from fastbn_kernels.cuda.build.decorators import Variant
-    from fastbn_kernels.cuda.element import NOTHING
 
     row = Row(kernel + (" (scalars)" if scalars else ""), dtype, architecture)
     compiled = next(vars(module)[kernel] for module in (moments, normalize, backward, copy) if kernel in vars(module))
     char = CHARS[dtype]
-    variant = Variant(char, "d" if char == "d" else "f", scalars, BLOCKS_PER_SM[compiled.cooperative], NOTHING)
+    variant = Variant(char, "d" if char == "d" else "f", scalars, BLOCKS_PER_SM[compiled.cooperative])
     code = compiled.ptx(variant, capability)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fastbn.backends.cuda import plan as cuda_plan
 from fastbn.backends.cuda.plan import BARRIER, BLOCKS_PER_SM, COLUMNS, H200, RESERVED, STATIC, VECTOR, Device
+from simulated import gpu_vector
 
 GPUS = [
     H200,
@@ -115,11 +116,20 @@ def test_the_kernels_are_twins():
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     sides = {side: {tuple(line[1:3]): line[3:] for line in lines if line[0] == side} for side in ("cpu", "cuda")}
-    # Tiles of few channels are a family of kernels on the CPU; on a GPU, block groups share any channel out.
-    assert {key for key in sides["cpu"] if not key[1].endswith("_tiles")} == set(sides["cuda"])
+    # The CPU has kernels besides for shapes with too few channels for its threads; a plan of blocks covers those.
+    assert {key for key in sides["cpu"] if key[1].endswith(("_channels_first", "_channels_last"))} == set(sides["cuda"])
     for key, arguments in sides["cuda"].items():
         other = sides["cpu"][key]
         assert [a for a in arguments if a in other] == [a for a in other if a in arguments], key
+
+
+def test_the_simulated_gpu_has_every_operation_on_vectors():
+    folder = Path(__file__).parents[2] / "kernels" / "fastbn_kernels" / "cuda" / "simd"
+    source = (folder / "memory.py").read_text() + (folder / "arithmetic.py").read_text()
+    operations = re.findall(r"^def (\w+)\(typingctx", source, re.M) + re.findall(
+        r"^(\w+) = (?:loader|elementwise)\(", source, re.M
+    )
+    assert sorted(operations) == gpu_vector.__all__
 
 
 def test_loops_do_not_compute_elements():

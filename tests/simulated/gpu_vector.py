@@ -1,4 +1,4 @@
-"""The twin of `fastbn_kernels.cuda.simd.ptx` in plain Python: the same functions, the same roundings."""
+"""The twin of `fastbn_kernels.cuda.simd` in plain Python: the same functions, the same roundings."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Every array is a shadow (see `arrays`), data as (N, C, S) and contiguous; `saved` is (ROWS, C) as in
 `fastbn_kernels.saved`. One launch forward, one backward; nothing is allocated but workspace, once a stream.
 
-`tail` is what is done after the normalization: see `fastbn_kernels.cuda.element`.
+`tail` is what is done after the normalization, None for nothing: see `fastbn_kernels.cuda.element`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from fastbn_kernels.cuda import gpu, memory
 from fastbn_kernels.cuda import moments as moments_kernels
 from fastbn_kernels.cuda import normalize as normalize_kernels
 from fastbn_kernels.cuda.build.decorators import Kernel, Variant
-from fastbn_kernels.cuda.element import NOTHING
 from fastbn_kernels.cuda.normalize import GIVEN_BIAS, GIVEN_RUNNING, GIVEN_WEIGHT
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -113,7 +112,7 @@ def _launch(
     params: str,
     stream: int,
     arguments: tuple[Any, ...],
-    tail: int = NOTHING,
+    tail: int | None = None,
 ) -> tuple[Any, list[Any]]:
     """Launch an operation's kernel of the plan's family with the arguments and, behind them, what the plan says.
 
@@ -152,7 +151,7 @@ def moments(x: Array, saved: Array, stream: int) -> None:
 
 def forward(
     x: Array, weight: Array | None, bias: Array | None, running_mean: Array | None, running_var: Array | None,
-    momentum: float, correction: float, eps: float, y: Array, saved: Array, stream: int, tail: int = NOTHING,
+    momentum: float, correction: float, eps: float, y: Array, saved: Array, stream: int, tail: int | None = None,
 ) -> tuple[Any, list[Any]]:  # fmt: skip
     """Normalise with the batch's own statistics, which are saved and move the running ones."""
     planned = plan((x, y), 1, True)
@@ -166,7 +165,7 @@ def forward(
 
 def normalize(
     x: Array, weight: Array | None, bias: Array | None, running_mean: Array | None, running_var: Array | None,
-    eps: float, y: Array, saved: Array, stream: int, tail: int = NOTHING,
+    eps: float, y: Array, saved: Array, stream: int, tail: int | None = None,
 ) -> tuple[Any, list[Any]]:  # fmt: skip
     """Normalise with running statistics or, without, with the saved mean, mean_lo and var; save the rest."""
     planned = plan((x, y), 1, False)
@@ -178,7 +177,7 @@ def normalize(
     return _launch(normalize_kernels, "normalize", planned, x, params, stream, arguments, tail)
 
 
-def sums(dy: Array, x: Array, saved: Array, result: Array, stream: int, tail: int = NOTHING) -> None:
+def sums(dy: Array, x: Array, saved: Array, result: Array, stream: int, tail: int | None = None) -> None:
     """Fill result, (2, C), with the sums of dy and of dy * xhat."""
     planned = plan((dy, x), 2, True)
     arguments = *_data(planned, dy, x), *_params(saved, result)
@@ -187,7 +186,7 @@ def sums(dy: Array, x: Array, saved: Array, result: Array, stream: int, tail: in
 
 def gradient(
     dy: Array, x: Array, saved: Array, sums: Array, count: float, frozen: bool, dx: Array, stream: int,
-    tail: int = NOTHING,
+    tail: int | None = None,
 ) -> None:  # fmt: skip
     """Write dx from sums, (2, C), over `count` values a channel."""
     planned = plan((dy, x, dx), 2, False)
@@ -197,7 +196,7 @@ def gradient(
 
 def backward(
     dy: Array, x: Array, saved: Array, frozen: bool, dx: Array, dweight: Array | None, dbias: Array | None,
-    stream: int, tail: int = NOTHING,
+    stream: int, tail: int | None = None,
 ) -> tuple[Any, list[Any]]:  # fmt: skip
     """Write dx and, as far as they are not None, the gradients of weight and bias."""
     planned = plan((dy, x, dx), 2, True)
@@ -243,7 +242,7 @@ def copy(source: Array, target: Array, stream: int) -> None:
     grid = min(COPYING, -(-int(np.prod([n for n, _, _ in inner])) // threads))
     windows, first = zip(_window(source), _window(target), strict=True)
     base = [memory.argument(window, True) for window in windows]
-    variant = Variant(source.dtype.char, "f", True, cuda_plan.BLOCKS_PER_SM[False], NOTHING)
+    variant = Variant(source.dtype.char, "f", True, cuda_plan.BLOCKS_PER_SM[False])
     for place in np.ndindex(*(n for n, _, _ in outer)):
         starts = [first[k - 1] + sum(i * axis[k] for i, axis in zip(place, outer, strict=True)) for k in (1, 2)]
         sizes = [axis[k] for k in range(3) for axis in inner]
@@ -256,7 +255,7 @@ def convert(source: Array, target: Array, stream: int) -> None:
         return
     windows, first = zip(_window(source), _window(target), strict=True)
     steps = [array.strides[0] // array.itemsize for array in (source, target)]
-    variant = Variant(source.dtype.char, target.dtype.char, True, cuda_plan.BLOCKS_PER_SM[False], NOTHING)
+    variant = Variant(source.dtype.char, target.dtype.char, True, cuda_plan.BLOCKS_PER_SM[False])
     threads = device().threads
     grid = min(COPYING, -(-source.size // threads))
     arguments = (

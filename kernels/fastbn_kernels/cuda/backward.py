@@ -59,7 +59,8 @@ def write_parameter_gradients(dweight: Any, dbias: Any, given: int, c: int, sum_
 @device
 def channel_sums(
     dy: Any, x: Any, saved: Any, c: int, N: int, C: int, S: int, Q: int, smem: Any, smem_vectors: int, scratch: Any,
-    block_group: int, rank: int, blocks: int, block_groups: int, phase: int, slots: Any, barriers: Any, tail: int,
+    block_group: int, rank: int, blocks: int, block_groups: int, phase: int, slots: Any, barriers: Any,
+    tail: int | None,
 ) -> tuple[float, float, int]:  # fmt: skip
     """Return the sums of g and of g * xhat over channel c, and the next phase."""
     threads = i32(cuda.blockDim.x)
@@ -164,7 +165,7 @@ def backward_channels_first(
 def group_sums(
     dy: Any, x: Any, saved: Any, base: int, R: int, C: int, together: int, row_threads: int, smem: Any,
     smem_vectors: int, scratch: Any, column_sums: Any, params: Any, block_group: int, rank: int, blocks: int,
-    block_groups: int, phase: int, slots: Any, barriers: Any, tail: int,
+    block_groups: int, phase: int, slots: Any, barriers: Any, tail: int | None,
 ) -> tuple[float, float, int]:  # fmt: skip
     """Return the sums of g and of g * xhat over the channel of the column `base` + this thread, and the next phase.
 

@@ -2,16 +2,16 @@
 
 Loops say where: they load, keep and store. What they have loaded goes through the functions here, 16 bytes at a time,
 with the params of its channels and the choice of a `tail`, what is done after the normalization; loops and kernels hand
-both down without looking at them. `tail` is a constant of every compiled kernel (`build.decorators`): what it does not
-ask for costs no instruction, no load and no register.
+both down without looking at them. `tail` is a constant of every compiled kernel (`build.decorators`), None or a number
+of this file: what it does not ask for costs no instruction, no load and no register.
 
 With the mean, scale and shift of a channel, and its slope and offset once its sums are known:
 
-    u  = (x - mean) * scale + shift                     y = finished(u)
-    g  = dy * finished'(u), from u computed again
+    u  = (x - mean) * scale + shift                     y = finish(u)
+    g  = dy * finish'(u), with u computed again
     dx = g * scale + (x - mean) * slope + offset        g * scale with frozen statistics
 
-An activation is one more case in `finished` and in `before_tail`. A residual, which is added to u, is besides one more
+An activation is one more case in `finish` and in `incoming`. A residual, which is added to u, is besides one more
 array that the loops load.
 
 Params are float64 in shared memory, a row each for as many columns as a block has, and vectors in the loops.
@@ -29,9 +29,6 @@ from fastbn_kernels.saved import BIAS, INVSTD, MEAN, MEAN_LO, WEIGHT
 
 gradient_coefficients = shared_formula(formulas.gradient_coefficients)
 
-# What is done after the normalization.
-NOTHING = 0
-
 # Rows of params: mean, scale and shift forward; these, slope and offset backward.
 FORWARD_PARAMS = 3
 GRADIENT_PARAMS = 5
@@ -47,39 +44,39 @@ def centred(x: Any, raw: Any, around: Any) -> Any:
 
 
 @device
-def finished(u: Any, tail: int) -> Any:
-    """Return what is stored of normalised values."""
+def finish(u: Any, tail: int | None) -> Any:
+    """Return y of what was normalised."""
     return u
 
 
 @device
-def before_tail(grad: Any, off: Any, params: Any, tail: int) -> Any:
-    """Return the gradient of the normalised values from that of y; `off` is x - mean."""
+def incoming(grad: Any, off: Any, params: Any, tail: int | None) -> Any:
+    """Return the gradient by what was normalised, g, from that by y; `off` is x - mean."""
     return grad
 
 
 @device
-def normalized(x: Any, raw: Any, params: Any, tail: int) -> Any:
+def normalized(x: Any, raw: Any, params: Any, tail: int | None) -> Any:
     """Return y."""
-    return finished(fma(centred(x, raw, params[0]), params[1], params[2]), tail)
+    return finish(fma(centred(x, raw, params[0]), params[1], params[2]), tail)
 
 
 @device
-def gradient_terms(dy: Any, raw_dy: Any, x: Any, raw: Any, params: Any, tail: int) -> tuple[Any, Any]:
+def gradient_terms(dy: Any, raw_dy: Any, x: Any, raw: Any, params: Any, tail: int | None) -> tuple[Any, Any]:
     """Return g and x - mean: the sums of the first and of their product are those of the backward pass."""
     off = centred(x, raw, params[0])
-    return before_tail(decoded(dy, raw_dy), off, params, tail), off
+    return incoming(decoded(dy, raw_dy), off, params, tail), off
 
 
 @device
-def gradient(dy: Any, raw_dy: Any, x: Any, raw: Any, params: Any, tail: int) -> Any:
+def gradient(dy: Any, raw_dy: Any, x: Any, raw: Any, params: Any, tail: int | None) -> Any:
     """Return dx."""
     grad, off = gradient_terms(dy, raw_dy, x, raw, params, tail)
     return fma(grad, params[1], fma(off, params[3], params[4]))
 
 
 @device
-def frozen_gradient(dy: Any, raw_dy: Any, x: Any, raw: Any, params: Any, tail: int) -> Any:
+def frozen_gradient(dy: Any, raw_dy: Any, x: Any, raw: Any, params: Any, tail: int | None) -> Any:
     """Return dx where nothing flows back through the statistics: finite even where x is not."""
     grad, _ = gradient_terms(dy, raw_dy, x, raw, params, tail)
     return mul(grad, params[1])
@@ -105,10 +102,10 @@ def set_forward_params(shared: Any, columns: int, i: int, mean: float, scale: fl
 
 
 @device
-def set_terms_params(shared: Any, columns: int, i: int, saved: Any, c: int, C: int, tail: int) -> None:
+def set_terms_params(shared: Any, columns: int, i: int, saved: Any, c: int, C: int, tail: int | None) -> None:
     """Fill what `gradient_terms` takes of column i, channel c: the mean and, if there is a tail, scale and shift."""
     shared[i] = saved[MEAN * i64(C) + c]
-    if tail != NOTHING:
+    if tail is not None:
         shared[columns + i], shared[2 * columns + i] = scale_and_shift(saved, c, C)
 
 

@@ -70,7 +70,7 @@ Params: TypeAlias = Any
 Doubles: TypeAlias = Any
 Counters: TypeAlias = Any
 Long: TypeAlias = int
-Tail: TypeAlias = int
+Tail: TypeAlias = int | None
 
 
 class Variant(NamedTuple):
@@ -85,7 +85,7 @@ class Variant(NamedTuple):
         Whether data is taken a value at a time.
     blocks_per_sm : int
         Blocks of `THREADS` threads that a multiprocessor must have registers for.
-    tail : int
+    tail : int or None
         What is done after the normalization; see `element`.
     """
 
@@ -93,7 +93,7 @@ class Variant(NamedTuple):
     params: str
     scalars: bool
     blocks_per_sm: int
-    tail: int
+    tail: int | None = None
 
 
 def _types(variant: Variant) -> dict[str, Any]:

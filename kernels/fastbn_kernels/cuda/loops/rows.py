@@ -124,7 +124,7 @@ def last_row(first: int, step: int, R: int) -> tuple[int, int]:
 @device
 def rows_normalize(
     x: Any, column: int, first: int, step: int, R: int, C: int, params: Any, y: Any, smem: Any, smem_vectors: int,
-    tail: int,
+    tail: int | None,
 ) -> None:  # fmt: skip
     """Write the normalised columns to y, last row first."""
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
@@ -150,7 +150,7 @@ def rows_normalize(
 @device
 def rows_gradient_sums(
     dy: Any, x: Any, column: int, first: int, step: int, R: int, C: int, params: Any, smem: Any, smem_vectors: int,
-    tail: int,
+    tail: int | None,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Return this thread's sums of g and of g * (x - mean), a column each."""
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
@@ -195,7 +195,7 @@ def rows_gradient_sums(
 @device
 def rows_gradient(
     dy: Any, x: Any, column: int, first: int, step: int, R: int, C: int, params: Any, frozen: int, dx: Any, smem: Any,
-    smem_vectors: int, tail: int,
+    smem_vectors: int, tail: int | None,
 ) -> None:  # fmt: skip
     """Write dx of the columns, last row first."""
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)

@@ -165,7 +165,7 @@ def segments_sums(
 @device
 def segments_normalize(
     x: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, params: Any, y: Any, smem: Any,
-    smem_vectors: int, tail: int,
+    smem_vectors: int, tail: int | None,
 ) -> None:  # fmt: skip
     """Write the normalised channel to y, last chunk first."""
     V = width(x)

@@ -26,7 +26,7 @@ from fastbn_kernels.cuda.simd.ops import (
 @device
 def segments_gradient_sums(
     dy: Any, x: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, params: Any, smem: Any,
-    smem_vectors: int, tail: int,
+    smem_vectors: int, tail: int | None,
 ) -> tuple[float, float]:  # fmt: skip
     """Return this thread's sums of g and of g * (x - mean), and keep its first chunks of both."""
     V = width(x)
@@ -98,7 +98,7 @@ def segments_gradient_sums(
 @device
 def segments_gradient(
     dy: Any, x: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, params: Any, frozen: int, dx: Any,
-    smem: Any, smem_vectors: int, tail: int,
+    smem: Any, smem_vectors: int, tail: int | None,
 ) -> None:  # fmt: skip
     """Write dx of a channel, last chunk first."""
     V = width(x)

@@ -4,7 +4,7 @@ A vector is a tuple of numbers: float64 for float32 and float64 data, float32 fo
 bits of an integer (int16 for float16, uint16 for bfloat16). It has `width(x)` of them: as many as 16 bytes hold, or one
 if x is not aligned (`Scalars` in `build.decorators`). What has been loaded and not yet converted is `raw`: four words.
 
-They are intrinsics of Numba's CUDA target, in `ptx`, or plain Python for the simulated GPU.
+They are intrinsics of Numba's CUDA target, in `memory` and `arithmetic`, or plain Python for the simulated GPU.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fastbn_kernels.cuda.build.numba_cuda import SIMULATED, stand_ins
 
 if TYPE_CHECKING or not SIMULATED:
-    from fastbn_kernels.cuda.simd.ptx import *  # noqa: F403
+    from fastbn_kernels.cuda.simd.arithmetic import *  # noqa: F403
+    from fastbn_kernels.cuda.simd.memory import *  # noqa: F403
 else:
     globals().update(stand_ins("gpu_vector"))

@@ -1,4 +1,4 @@
-"""Values as the words that they are loaded and stored in: conversions in LLVM's IR, for `ptx`.
+"""Values as the words that they are loaded and stored in: conversions in LLVM's IR.
 
 NVVM miscompiles a vector of halves that is extended as one (2 of 8 come out converted): every half is taken out of its
 word before.
@@ -16,6 +16,7 @@ from fastbn_kernels.cuda.build.numba_cuda import types
 WORD, LONG, HALF = ir.IntType(32), ir.IntType(64), ir.HalfType()
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
 WORDS = ir.VectorType(WORD, 4)
+RAW = types.UniTuple(types.int32, 4)  # what has been loaded, as Numba sees it
 
 
 def count_of(x: Any) -> int:
