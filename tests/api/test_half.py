@@ -14,7 +14,7 @@ from numba import njit
 import fastbn
 import reference
 from fastbn.backends.cpu.plan import PARALLEL_FROM
-from fastbn_kernels.cpu.simd.ops import LANES, numbers, store, value
+from fastbn_kernels.cpu.simd.ops import LANES, param, store, value
 from grid import LARGE, SMALL, STORED, affine, draw, poisoned
 from plans import force
 from tolerance import check, check_backward, check_forward, relative
@@ -67,9 +67,9 @@ def decoded(bits, out):
 
 
 @njit
-def encoded(numbers_, bits):
+def encoded(numbers, bits):
     for i in range(0, bits.size, LANES):
-        store(bits, i, numbers(numbers_, i))
+        store(bits, i, None, param(numbers.reshape((1, -1)), 0, i, None))
 
 
 @both

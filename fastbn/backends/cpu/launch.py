@@ -51,7 +51,7 @@ def forward(x: Array, saved: Array, eps: float, y: Array) -> None:
     own = plan_of(x)
     data = data_of(x, own)
     options = eps, own.past_cache[0], own.groups
-    kernel(own.forward).launch(data.dtype, own.parallel, data, saved, *options, data_of(y, own))
+    kernel(own.forward).launch(data.dtype, own.parallel, data, saved, *options, data_of(y, own), None)
 
 
 def normalize(x: Array, saved: Array, eps: float, y: Array) -> None:
@@ -68,7 +68,7 @@ def _normalize(x: Array, saved: Array, eps: float, y: Array) -> None:
     own = plan_of(x)
     data = data_of(x, own)
     options = eps, own.past_cache[0], own.groups
-    kernel(own.normalize).launch(data.dtype, own.parallel, data, saved, *options, data_of(y, own))
+    kernel(own.normalize).launch(data.dtype, own.parallel, data, saved, *options, data_of(y, own), None)
 
 
 def sums(dy: Array, x: Array, saved: Array) -> Array:
@@ -76,7 +76,7 @@ def sums(dy: Array, x: Array, saved: Array) -> Array:
     own = plan_of(x)
     found = np.empty((2, saved.shape[1]))
     data = data_of(x, own)
-    kernel(own.sums).launch(data.dtype, own.parallel, data_of(dy, own), data, saved, found)
+    kernel(own.sums).launch(data.dtype, own.parallel, data_of(dy, own), data, saved, found, None)
     return found
 
 
@@ -86,7 +86,7 @@ def gradient(dy: Array, x: Array, saved: Array, sums: Array, count: int, frozen:
     data = data_of(x, own)
     options = float(count), frozen, own.past_cache[1], own.groups
     kernel(own.gradient).launch(
-        data.dtype, own.parallel, data_of(dy, own), data, saved, sums, *options, data_of(dx, own)
+        data.dtype, own.parallel, data_of(dy, own), data, saved, sums, *options, data_of(dx, own), None
     )
 
 
@@ -97,7 +97,7 @@ def backward(dy: Array, x: Array, saved: Array, frozen: bool, dx: Array) -> Arra
     data = data_of(x, own)
     options = frozen, own.past_cache[1], own.groups
     kernel(own.backward).launch(
-        data.dtype, own.parallel, data_of(dy, own), data, saved, *options, data_of(dx, own), found
+        data.dtype, own.parallel, data_of(dy, own), data, saved, *options, data_of(dx, own), found, None
     )
     return found
 
@@ -117,7 +117,7 @@ def call_forward(
     try:
         if own.call_forward is not None:
             answer = kernel(own.call_forward).get(data.dtype, False)(
-                data, *parameters, momentum, correction, eps, training, target, saved
+                data, *parameters, momentum, correction, eps, training, target, saved, None
             )
             return answer
         data = data.reshape((*data.shape, 1)[:3])
@@ -142,7 +142,7 @@ def call_backward(dy: Array, x: Array, saved: Array, frozen: bool, dx: Array, dw
     try:
         if own.call_backward is not None:
             answer = kernel(own.call_backward).get(data.dtype, False)(
-                arrays[0], data, saved, frozen, arrays[2], dweight, dbias
+                arrays[0], data, saved, frozen, arrays[2], dweight, dbias, None
             )
             return answer
         full = (*data.shape, 1)[:3]

@@ -34,6 +34,7 @@ __all__ = [
     "ReadRC",
     "Saved",
     "Sums",
+    "Tail",
     "WriteC",
     "WriteNCS",
     "WriteP",
@@ -71,6 +72,7 @@ ReadP: TypeAlias = Array
 WriteP: TypeAlias = Array
 Saved: TypeAlias = Array
 Sums: TypeAlias = Array
+Tail: TypeAlias = Any
 
 
 def _parameter(data: NumbaType) -> NumbaType:
@@ -89,6 +91,7 @@ ARGUMENTS: dict[str, Callable[[NumbaType], NumbaType]] = {
     "WriteP": lambda data: types.Array(_parameter(data), 1, "C"),
     "Saved": lambda _: types.Array(types.float64, 2, "C"),
     "Sums": lambda _: types.Array(types.float64, 2, "C"),
+    "Tail": lambda _: types.none,
     "float": lambda _: types.float64,
     "int": lambda _: types.intp,
     "bool": lambda _: types.boolean,

@@ -2,9 +2,10 @@
 
 Import these from `fastbn_kernels.cpu`. They are compiled functions of arrays, to be called from `@njit` code, parallel
 or not, and from Python. They run in the thread that calls them, hold no lock, and use the tiles and sums of the kernels
-in this folder, so that results are those of `fastbn.batch_norm`: the same bits for x (N, C), and for x (N, C, S) with
-S > 1 wherever fastbn takes a channel at a time. Where it takes several (`short.py`: at most 256 values a run, at least
-16 samples and 16 channels, 32768 values and more), sums are added up in another order, and both keep the same bounds.
+in this folder, so that results are those of `fastbn.batch_norm`: the same bits for x (N, C), and for x (N, C, S) with S
+> 1 wherever fastbn takes a channel at a time. Where it takes several (`short_segments.py`: at most 256 values a
+segment, at least 16 samples and 16 channels, 32768 values and more), sums are added up in another order, and both keep
+the same bounds.
 
     x, y, dy, dx                 float32 or float64, all of one dtype, C-contiguous, (N, C, S) or (N, C). y may be x; dx
                                  may be dy or x. Numba has no arrays of 16-bit floats.
@@ -33,6 +34,7 @@ from fastbn_kernels.build.decorators import Array, scalar
 from fastbn_kernels.cpu import backward, normalize
 from fastbn_kernels.cpu.moments import channel_moments
 from fastbn_kernels.cpu.small_calls import disjoint
+from fastbn_kernels.cpu.sweeps import write_tile
 from fastbn_kernels.cpu.tiles import tile_count
 from fastbn_kernels.formulas import coefficients, finite_or_zero
 from fastbn_kernels.saved import BIAS, INVSTD, MEAN, MEAN_LO, ROWS, VAR, WEIGHT
@@ -48,7 +50,7 @@ __all__ = [
 # The sources of the kernels, serial.
 forward_rows = scalar(normalize.forward_channels_last.source)
 normalize_rows = scalar(normalize.normalize_channels_last.source)
-normalize_runs = scalar(normalize.normalize_channels_first.source)
+normalize_segments = scalar(normalize.normalize_channels_first.source)
 backward_rows = scalar(backward.backward_channels_last.source)
 
 
@@ -135,7 +137,7 @@ def batch_norm_forward_channel(
     scale, shift, held = coefficients(low, m2 / np.float64(N * S), np.float64(weight[c]), np.float64(bias[c]), eps)
     tiles = tile_count(N, S)
     for tile in range(tiles):
-        normalize.normalize_tile(x, c, tiles - 1 - tile, value, scale, shift, y, False)
+        write_tile(None, x, c, tiles - 1 - tile, (value, scale, shift), y, False, None)
     put_mean(mean, c, value, low)
     invstd[c] = held
 
@@ -151,7 +153,7 @@ def batch_norm_backward_channel(
     compile_time_check((x, dy), (dx,), (weight, mean, invstd, dweight, dbias))
     value, low = mean_of(mean, c)
     dbias[c], dweight[c] = backward.channel_gradient(
-        dy, x, c, value, low, np.float64(invstd[c]), np.float64(weight[c]), False, dx, False
+        dy, x, c, value, low, np.float64(invstd[c]), np.float64(weight[c]), False, dx, False, None
     )
 
 
@@ -178,7 +180,7 @@ def batch_norm_forward(x: Array, weight: Array, bias: Array, eps: float, y: Arra
         saved = np.empty((ROWS, C))
         for c in range(C):
             saved[WEIGHT, c], saved[BIAS, c] = weight[c], bias[c]
-        forward_rows(x, saved, eps, False, 0, y)
+        forward_rows(x, saved, eps, False, 0, y, None)
         for c in range(C):
             put_mean(mean, c, saved[MEAN, c], saved[MEAN_LO, c])
             invstd[c] = saved[INVSTD, c]
@@ -208,7 +210,7 @@ def batch_norm_backward(
         for c in range(C):
             saved[MEAN, c], saved[MEAN_LO, c] = mean_of(mean, c)
             saved[INVSTD, c], saved[WEIGHT, c] = invstd[c], weight[c]
-        backward_rows(dy, x, saved, False, False, 0, dx, sums)
+        backward_rows(dy, x, saved, False, False, 0, dx, sums, None)
         for c in range(C):
             dbias[c], dweight[c] = sums[0, c], sums[1, c]
     else:
@@ -234,9 +236,9 @@ def batch_norm_inference(x: Array, mean: Array, var: Array, weight: Array, bias:
         saved[MEAN, c], saved[MEAN_LO, c] = mean_of(mean, c)
         saved[VAR, c], saved[WEIGHT, c], saved[BIAS, c] = var[c], weight[c], bias[c]
     if x.ndim == 2:
-        normalize_rows(x, saved, eps, False, 0, y)
+        normalize_rows(x, saved, eps, False, 0, y, None)
     else:
-        normalize_runs(x, saved, eps, False, 0, y)
+        normalize_segments(x, saved, eps, False, 0, y, None)
 
 
 if not config.DISABLE_JIT:  # compiled once a machine, then loaded, whether Python or `@njit` code calls

@@ -24,30 +24,22 @@ from fastbn_kernels.build.decorators import (
     prange,
     scalar,
 )
-from fastbn_kernels.cpu.backward import (
-    block_gradient,
-    block_gradient_sums,
-    channel_sums,
-    merge_block_sums,
-    merge_tile_sums,
-    tile_gradient,
-    tile_sums,
-)
-from fastbn_kernels.cpu.tiles import block_tasks, merge_tasks, tile_count
-from fastbn_kernels.cpu.wide_rows import wide
+from fastbn_kernels.cpu.backward import channel_sums, merge_block_sums, merge_tile_sums
+from fastbn_kernels.cpu.sweeps import block_sums, tile_sums, wide, write_block, write_tile
+from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, merge_tasks, tile_count
 from fastbn_kernels.formulas import sum_with_xhat
 from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, WEIGHT
 
 
 @scalar
-def tangent_coefficients(
+def tangent_params(
     count: float, saved: Array, k: int, tweight: float, tbias: float, sum_tx: float, sum_tx_xhat: float
-) -> tuple[float, float, float]:
-    """Return (a, b, c) of channel k so that ty = a * tx + b * (x - mean) + c."""
+) -> tuple[float, float, float, float]:
+    """Return (mean, a, b, c) of channel k so that ty = a * tx + b * (x - mean) + c."""
     invstd = saved[INVSTD, k]
     a = saved[WEIGHT, k] * invstd
     b = invstd * (tweight - a * (sum_tx_xhat / count))
-    return a, b, tbias - a * (sum_tx / count) - b * saved[MEAN_LO, k]
+    return saved[MEAN, k], a, b, tbias - a * (sum_tx / count) - b * saved[MEAN_LO, k]
 
 
 @kernel
@@ -60,11 +52,11 @@ def jvp_channels_first(
     for k in prange(C):
         total, product = 0.0, 0.0
         if not frozen:
-            total, product = channel_sums(tx, x, k, saved[MEAN, k])
+            total, product = channel_sums(tx, x, k, saved[MEAN, k], None)
             product = sum_with_xhat(total, product, saved[MEAN_LO, k], saved[INVSTD, k])
-        a, b, c = tangent_coefficients(np.float64(N * S), saved, k, tweight[k], tbias[k], total, product)
+        params = tangent_params(np.float64(N * S), saved, k, tweight[k], tbias[k], total, product)
         for tile in range(tiles):
-            tile_gradient(tx, x, k, tiles - 1 - tile, saved[MEAN, k], a, b, c, False, ty, past_cache)
+            write_tile(tx, x, k, tiles - 1 - tile, params, ty, past_cache, None)
 
 
 @kernel
@@ -79,15 +71,14 @@ def jvp_tiles(
         slots = np.empty((C * tiles, 2))
         for task in prange(C * tiles):
             k = task // tiles
-            slots[task, 0], slots[task, 1] = tile_sums(tx, x, k, task % tiles, saved[MEAN, k])
+            slots[task, 0], slots[task, 1] = tile_sums(tx, x, k, task % tiles, (saved[MEAN, k],), None)
         for k in range(C):
             merge_tile_sums(x, k, saved, slots, sums)
-    count = np.float64(N * S)
     for i in prange(C * tiles):
         task = C * tiles - 1 - i
         k = task // tiles
-        a, b, c = tangent_coefficients(count, saved, k, tweight[k], tbias[k], sums[0, k], sums[1, k])
-        tile_gradient(tx, x, k, task % tiles, saved[MEAN, k], a, b, c, False, ty, past_cache)
+        params = tangent_params(np.float64(N * S), saved, k, tweight[k], tbias[k], sums[0, k], sums[1, k])
+        write_tile(tx, x, k, task % tiles, params, ty, past_cache, None)
 
 
 @kernel
@@ -97,18 +88,19 @@ def jvp_channels_last(
     """Write ty, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
-    mean = wide(x, saved[MEAN])
     sums = np.zeros((2, C))
     if not frozen:
-        totals = np.empty((blocks, mean.size))
-        products = np.empty((blocks, mean.size))
+        mean = wide(x, saved[MEAN : MEAN + 1])
+        slots = np.empty((blocks, 2, mean.shape[1]))
         for task in prange(tasks):
-            block_gradient_sums(tx, x, task, mean, totals, products)
+            block_sums(tx, x, task, mean, slots[block_bounds(task, R, C)[0]], None)
         for task in prange(merge_tasks(C)):
-            merge_block_sums(task, totals, products, saved, sums)
-    a, b, c = np.empty(C), np.empty(C), np.empty(C)
+            merge_block_sums(task, slots, saved, sums)
+    params = np.empty((4, C))
     for k in range(C):
-        a[k], b[k], c[k] = tangent_coefficients(np.float64(R), saved, k, tweight[k], tbias[k], sums[0, k], sums[1, k])
-    av, bv, cv = wide(x, a), wide(x, b), wide(x, c)
+        params[0, k], params[1, k], params[2, k], params[3, k] = tangent_params(
+            np.float64(R), saved, k, tweight[k], tbias[k], sums[0, k], sums[1, k]
+        )
+    wide_params = wide(x, params)
     for task in prange(tasks):
-        block_gradient(tx, x, tasks - 1 - task, mean, av, bv, cv, False, ty, past_cache)
+        write_block(tx, x, tasks - 1 - task, wide_params, ty, past_cache, None)

@@ -16,9 +16,9 @@ import math
 import numpy as np
 
 from fastbn_kernels.build.decorators import Array, ReadNCS, ReadRC, Saved, kernel, prange, scalar
-from fastbn_kernels.cpu.loops.row_streams import rows_sums
-from fastbn_kernels.cpu.loops.segments import runs_sums
+from fastbn_kernels.cpu.loops.segments import segments_sums
 from fastbn_kernels.cpu.simd.ops import rounded, value
+from fastbn_kernels.cpu.sweeps import block_sums, empty_params, repeat
 from fastbn_kernels.cpu.tiles import (
     block_bounds,
     block_tasks,
@@ -28,7 +28,6 @@ from fastbn_kernels.cpu.tiles import (
     tile_bounds,
     tile_count,
 )
-from fastbn_kernels.cpu.wide_rows import add_repeats, empty_numbers, repeat
 from fastbn_kernels.formulas import finite_or_zero, group, merge, shift_is_off, split_mean
 from fastbn_kernels.saved import M2, MEAN, MEAN_LO
 
@@ -75,7 +74,7 @@ def tile_group(x: Array, c: int, tile: int, k: float, total: float, squares: flo
     count = np.float64((n1 - n0) * (s1 - s0))
     if sum_again(x, 1.0 / count, total, squares):
         k = rounded(x, k + total / count)
-        total, squares = runs_sums(x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, k)
+        total, squares = segments_sums(None, x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, (k,), None)
     offset, m2 = group(1.0 / count, k - channel_origin(x, c), total, squares)
     return count, offset, m2
 
@@ -86,7 +85,7 @@ def tile_moments(x: Array, c: int, tile: int) -> tuple[float, float, float]:
     N, C, S = x.shape
     n0, n1, s0, s1 = tile_bounds(tile, N, S)
     k = tile_shift(x, c, tile)
-    total, squares = runs_sums(x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, k)
+    total, squares = segments_sums(None, x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, (k,), None)
     return tile_group(x, c, tile, k, total, squares)
 
 
@@ -134,34 +133,21 @@ def moments_channels_first(x: ReadNCS, saved: Saved) -> None:
 
 
 @scalar
-def block_shifted_sums(x: Array, r0: int, r1: int, c0: int, c1: int, k: Array, total: Array, squares: Array) -> None:
-    """Fill the sums of (x - k) and (x - k)^2 over rows r0 to r1, a channel each, from wide rows' columns c0 to c1."""
-    C = x.shape[1]
-    together = rows_together(C)
-    for c in range(c1 - c0):
-        total[c] = 0.0
-        squares[c] = 0.0
-    rows = (r1 - r0) // together
-    rows_sums(x, r0 * C + c0, together * C, rows, c1 - c0, k, total, squares)
-    if together > 1:
-        add_repeats(total, C)
-        add_repeats(squares, C)
-        rows_sums(x, (r0 + rows * together) * C, C, (r1 - r0) % together, C, k, total, squares)
+def block_moments(x: Array, task: int, shifts: Array, sums: Array) -> None:
+    """Fill this tile's part of `sums`, (blocks, 2, wide C): the offsets of the means from row 0, and m2.
 
-
-@scalar
-def block_moments(x: Array, task: int, shifts: Array, offsets: Array, squares: Array) -> None:
-    """Fill this tile's part of offsets (from row 0) and squares (blocks, wide C); shifts is workspace of that shape."""
+    `shifts`, (blocks, 1, wide C), is workspace.
+    """
     C = x.shape[1]
     block, r0, r1, c0, c1 = block_bounds(task, x.shape[0], C)
-    k = shifts[block, c0:c1]
-    offset = offsets[block, c0:c1]
-    m2 = squares[block, c0:c1]
+    k = shifts[block, 0, c0:c1]
+    offset = sums[block, 0, c0:c1]
+    m2 = sums[block, 1, c0:c1]
     channels = min(C, c1 - c0)
     for c in range(channels):
         k[c] = finite_or_zero(value(x, r0 * C + c0 + c))
     repeat(k, channels)
-    block_shifted_sums(x, r0, r1, c0, c1, k, offset, m2)
+    block_sums(None, x, task, shifts[block], sums[block], None)
     share = 1.0 / (r1 - r0)
     again = False
     for c in range(channels):
@@ -171,7 +157,7 @@ def block_moments(x: Array, task: int, shifts: Array, offsets: Array, squares: A
             if sum_again(x, share, offset[c], m2[c]):
                 k[c] += offset[c] * share
         repeat(k, channels)
-        block_shifted_sums(x, r0, r1, c0, c1, k, offset, m2)
+        block_sums(None, x, task, shifts[block], sums[block], None)
     for c in range(channels):
         origin = finite_or_zero(value(x, c0 + c))
         offset[c], m2[c] = group(share, k[c] - origin, offset[c], m2[c])
@@ -187,7 +173,7 @@ def merge_rows(
 
 
 @scalar
-def merge_blocks(x: Array, task: int, offsets: Array, squares: Array, saved: Array) -> None:
+def merge_blocks(x: Array, task: int, sums: Array, saved: Array) -> None:
     """Fill MEAN, MEAN_LO and M2 of this group of channels from the moments of all blocks; block 0 is overwritten."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
@@ -197,11 +183,11 @@ def merge_blocks(x: Array, task: int, offsets: Array, squares: Array, saved: Arr
         _, r0, r1, _, _ = block_bounds(block * (tasks // blocks), R, C)
         rows = np.float64(r1 - r0)
         if block > 0:
-            merge_rows(count, offsets[0, c0:c1], squares[0, c0:c1], rows, offsets[block, c0:c1], squares[block, c0:c1])
+            merge_rows(count, sums[0, 0, c0:c1], sums[0, 1, c0:c1], rows, sums[block, 0, c0:c1], sums[block, 1, c0:c1])
         count += rows
     for c in range(c0, c1):
-        saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, finite_or_zero(value(x, c)), offsets[0, c])
-        saved[M2, c] = squares[0, c]
+        saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, finite_or_zero(value(x, c)), sums[0, 0, c])
+        saved[M2, c] = sums[0, 1, c]
 
 
 @kernel
@@ -210,10 +196,9 @@ def moments_channels_last(x: ReadRC, saved: Saved) -> None:
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
     width = rows_together(C) * C
-    offsets = np.empty((blocks, width))
-    squares = np.empty((blocks, width))
-    shifts = empty_numbers(x, blocks * width).reshape((blocks, width))
+    sums = np.empty((blocks, 2, width))
+    shifts = empty_params(x, blocks, width).reshape((blocks, 1, width))
     for task in prange(tasks):
-        block_moments(x, task, shifts, offsets, squares)
+        block_moments(x, task, shifts, sums)
     for task in prange(merge_tasks(C)):
-        merge_blocks(x, task, offsets, squares, saved)
+        merge_blocks(x, task, sums, saved)

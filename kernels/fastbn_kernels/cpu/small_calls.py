@@ -18,19 +18,20 @@ from fastbn_kernels.build.decorators import (
     ReadP,
     ReadRC,
     Saved,
+    Tail,
     WriteNCS,
     WriteP,
     WriteRC,
     kernel,
     scalar,
 )
-from fastbn_kernels.cpu.backward import block_gradient, block_gradient_sums, channel_gradient, wide_coefficients
-from fastbn_kernels.cpu.loops.segments import run_gradient, run_normalize, run_scale, runs_gradient_sums, runs_sums
+from fastbn_kernels.cpu.backward import channel_gradient, wide_gradient_params, write_block_gradient
+from fastbn_kernels.cpu.loops.segments import segments_sums, write_segment
 from fastbn_kernels.cpu.moments import as_pair, block_moments, channel_moments
-from fastbn_kernels.cpu.normalize import make_coefficients, normalize_block
+from fastbn_kernels.cpu.normalize import all_params
 from fastbn_kernels.cpu.simd.ops import value
+from fastbn_kernels.cpu.sweeps import block_sums, empty_params, wide, write_block
 from fastbn_kernels.cpu.tiles import block_tasks, rows_together, tile_count
-from fastbn_kernels.cpu.wide_rows import empty_numbers, wide
 from fastbn_kernels.formulas import (
     finite_or_zero,
     gradient_coefficients,
@@ -156,7 +157,7 @@ def begin_backward(dy: ReadNCS, x: ReadNCS, dx: WriteNCS) -> int:
 @kernel
 def call_forward_channels_last(
     x: ReadRC, weight: ReadP, bias: ReadP, running_mean: WriteP, running_var: WriteP,
-    momentum: float, correction: float, eps: float, training: bool, y: WriteRC, saved: Saved,
+    momentum: float, correction: float, eps: float, training: bool, y: WriteRC, saved: Saved, tail: Tail,
 ) -> int:  # fmt: skip
     """Normalise to y, which may be x, in training with the batch's own statistics; x has less than a block's rows."""
     R, C = x.shape
@@ -166,18 +167,17 @@ def call_forward_channels_last(
     _, tasks = block_tasks(R, C)
     if training:
         width = rows_together(C) * C
-        offsets, squares = np.empty((1, width)), np.empty((1, width))
-        shifts = empty_numbers(x, width).reshape((1, width))
+        sums = np.empty((1, 2, width))
+        shifts = empty_params(x, 1, width).reshape((1, 1, width))
         for task in range(tasks):
-            block_moments(x, task, shifts, offsets, squares)
+            block_moments(x, task, shifts, sums)
         for c in range(C):
-            saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, finite_or_zero(value(x, c)), offsets[0, c])
-            saved[M2, c] = squares[0, c]
+            saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, finite_or_zero(value(x, c)), sums[0, 0, c])
+            saved[M2, c] = sums[0, 1, c]
             saved[VAR, c] = saved[M2, c] / R
-    scale, shift = make_coefficients(saved, eps)
-    wide_mean, wide_scale, wide_shift = wide(x, saved[MEAN]), wide(x, scale), wide(x, shift)
+    params = wide(x, all_params(saved, eps))
     for task in range(tasks):
-        normalize_block(x, task, wide_mean, wide_scale, wide_shift, y, False)
+        write_block(None, x, task, params, y, False, tail)
     if training:
         move_running(R, running_mean, running_var, momentum, correction, saved)
     return answer(x, y)
@@ -186,7 +186,7 @@ def call_forward_channels_last(
 @kernel
 def call_forward_channels_first(
     x: ReadNCS, weight: ReadP, bias: ReadP, running_mean: WriteP, running_var: WriteP,
-    momentum: float, correction: float, eps: float, training: bool, y: WriteNCS, saved: Saved,
+    momentum: float, correction: float, eps: float, training: bool, y: WriteNCS, saved: Saved, tail: Tail,
 ) -> int:  # fmt: skip
     """Normalise to y, which may be x, in training with the batch's own statistics."""
     N, C, S = x.shape
@@ -198,7 +198,7 @@ def call_forward_channels_first(
             # As `channel_moments`, without the calls, which cost more than 49 values, unless it will sum again.
             if x.itemsize < 8 and tile_count(N, S) == 1:
                 k = finite_or_zero(value(x, c * S))
-                sums, squares = runs_sums(x, c * S, C * S, N, S, k)
+                sums, squares = segments_sums(None, x, c * S, C * S, N, S, (k,), None)
                 if not shift_is_off(1.0 / (N * S), sums, squares):
                     offset, saved[M2, c] = group(1.0 / (N * S), 0.0, sums, squares)
                     saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, k, offset)
@@ -206,10 +206,10 @@ def call_forward_channels_first(
             saved[MEAN, c], saved[MEAN_LO, c], saved[M2, c] = channel_moments(x, c)
         for c in range(C):
             saved[VAR, c] = saved[M2, c] / (N * S)
-    scale, shift = make_coefficients(saved, eps)
-    for run in range(N * C):
-        c = run % C
-        run_normalize(x, run * S, S, saved[MEAN, c], scale[c], shift[c], y, False)
+    params = all_params(saved, eps)
+    for segment in range(N * C):
+        c = segment % C
+        write_segment(None, x, segment * S, S, (params[0, c], params[1, c], params[2, c]), y, False, tail)
     if training:
         move_running(N * S, running_mean, running_var, momentum, correction, saved)
     return answer(x, y)
@@ -217,30 +217,30 @@ def call_forward_channels_first(
 
 @kernel
 def call_backward_channels_last(
-    dy: ReadRC, x: ReadRC, saved: Saved, frozen: bool, dx: WriteRC, dweight: WriteP, dbias: WriteP
+    dy: ReadRC, x: ReadRC, saved: Saved, frozen: bool, dx: WriteRC, dweight: WriteP, dbias: WriteP, tail: Tail
 ) -> int:
     """Write dx, which may be dy or x, and the gradients of the parameters; x has less than a block's rows."""
     if not backward_fits(dy, x, dx):
         return REFUSED
     R, C = x.shape
     _, tasks = block_tasks(R, C)
-    wide_mean = wide(x, saved[MEAN])
-    sums = np.empty((2, wide_mean.size))
+    mean = wide(x, saved[MEAN : MEAN + 1])
+    sums = np.empty((2, mean.shape[1]))
     for task in range(tasks):
-        block_gradient_sums(dy, x, task, wide_mean, sums[:1], sums[1:])
+        block_sums(dy, x, task, mean, sums, tail)
     for c in range(C):
         sums[1, c] = sum_with_xhat(sums[0, c], sums[1, c], saved[MEAN_LO, c], saved[INVSTD, c])
         dbias[c] = sums[0, c]
         dweight[c] = sums[1, c]
-    a, b, k = wide_coefficients(x, np.float64(R), saved, sums)
+    params = wide_gradient_params(x, np.float64(R), saved, sums)
     for task in range(tasks):
-        block_gradient(dy, x, task, wide_mean, a, b, k, frozen, dx, False)
+        write_block_gradient(dy, x, task, params, frozen, dx, False, tail)
     return answer(x, dx)
 
 
 @kernel
 def call_backward_channels_first(
-    dy: ReadNCS, x: ReadNCS, saved: Saved, frozen: bool, dx: WriteNCS, dweight: WriteP, dbias: WriteP
+    dy: ReadNCS, x: ReadNCS, saved: Saved, frozen: bool, dx: WriteNCS, dweight: WriteP, dbias: WriteP, tail: Tail
 ) -> int:
     """Write dx, which may be dy or x, and the gradients of the parameters."""
     if not backward_fits(dy, x, dx):
@@ -249,15 +249,15 @@ def call_backward_channels_first(
     for c in range(C):
         mean, low, invstd, weight = saved[MEAN, c], saved[MEAN_LO, c], saved[INVSTD, c], saved[WEIGHT, c]
         if tile_count(N, S) == 1:  # as `channel_gradient`, without the calls
-            sums, products = runs_gradient_sums(dy, x, c * S, C * S, N, S, mean)
+            sums, products = segments_sums(dy, x, c * S, C * S, N, S, (mean,), tail)
             products = sum_with_xhat(sums, products, low, invstd)
             a, b, k = gradient_coefficients(np.float64(N * S), low, invstd, weight, sums, products)
             for n in range(N):
                 if frozen:
-                    run_scale(dy, (n * C + c) * S, S, a, dx)
+                    write_segment(dy, None, (n * C + c) * S, S, (a,), dx, False, tail)
                 else:
-                    run_gradient(dy, x, (n * C + c) * S, S, mean, a, b, k, dx, False)
+                    write_segment(dy, x, (n * C + c) * S, S, (mean, a, b, k), dx, False, tail)
             dbias[c], dweight[c] = sums, products
         else:
-            dbias[c], dweight[c] = channel_gradient(dy, x, c, mean, low, invstd, weight, frozen, dx, False)
+            dbias[c], dweight[c] = channel_gradient(dy, x, c, mean, low, invstd, weight, frozen, dx, False, tail)
     return answer(x, dx)
