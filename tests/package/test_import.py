@@ -130,4 +130,5 @@ def test_a_layer_that_the_user_chose_is_kept():
 
 def test_without_compilation():
     """NUMBA_DISABLE_JIT=1 runs the kernels as plain Python, for a debugger."""
-    assert python(CALL, NUMBA_DISABLE_JIT="1").strip() == RESULT
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])  # Python's vector operations
+    assert python(CALL, NUMBA_DISABLE_JIT="1", PYTHONPATH=path).strip() == RESULT
