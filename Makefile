@@ -7,15 +7,20 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo demo-quick test gpu-simulated gpu-static test-frameworks test-slow fuzz errors examples lint format bench bench-quick accuracy clean
+.PHONY: help demo demo-quick test interpreted gpu-simulated test-all test-rest bounds gpu-simulated-rest gpu-static fuzz \
+	coverage errors examples lint format bench bench-once bench-quick accuracy clean
 
 help:
 	@echo "make demo             train on real digits with and without batch normalization: a table and a figure"
-	@echo "make test             the tests"
-	@echo "make test-frameworks  the tests against PyTorch and the other frameworks (downloads them)"
-	@echo "make gpu-static       what the GPU kernels compile to, without a GPU; part of make test, as is gpu-simulated"
-	@echo "make test-slow        the tests that take minutes"
-	@echo "make fuzz             the fuzz tests with 20,000 examples; part of make test-slow"
+	@echo "make test             all that a change of a kernel or of the API could break"
+	@echo "make interpreted      the kernels as plain Python, which checks every index; part of make test"
+	@echo "make gpu-simulated    the GPU kernels on a simulated GPU; part of make test"
+	@echo "make test-all         the rest: other libraries, full grids, packaging, what takes long (installs all of it)"
+	@echo "make bounds           the kernels compiled with bounds checks; part of make test-all"
+	@echo "make gpu-static       what the GPU kernels compile to, without a GPU; part of make test-all"
+	@echo "make bench-once       each benchmark once, on small cases; part of make test-all"
+	@echo "make fuzz             the fuzz tests with 20,000 examples"
+	@echo "make coverage         lines of fastbn that the tests of make test run, kernels as plain Python"
 	@echo "make errors           write docs/errors.md anew, after a change of a message"
 	@echo "make examples         fastbn inside each library that it has an adapter for (installs the frameworks)"
 	@echo "make bench            speed beside PyTorch, JAX, oneDNN, NumPy and a copy, in 25 minutes (installs the frameworks)"
@@ -28,82 +33,114 @@ help:
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade "pip>=25.1" # the first pip that knows --group
+	$(PIP) install --editable .
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.installed
 	$(PIP) install --editable ".[demo]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.installed
-	$(PIP) install --group test --group lint
+	$(PIP) install --group test
 	touch $@
 
-$(VENV)/.frameworks: $(VENV)/.test
-	$(PIP) install --group frameworks
+$(VENV)/.lint: $(VENV)/.test $(VENV)/.demo
+	$(PIP) install --group lint
 	touch $@
 
-demo: $(VENV)/.installed
+$(VENV)/.all: $(VENV)/.test $(VENV)/.demo
+	$(PIP) install --group all
+	touch $@
+
+demo: $(VENV)/.demo
 	$(BIN)/fastbn demo
 
-demo-quick: $(VENV)/.installed
+demo-quick: $(VENV)/.demo
 	$(BIN)/fastbn demo --quick
 
-# A process for each of two cores, a file of tests at a time: most of the time goes into compiling, which is serial.
+# A process for each of two cores, a file of tests at a time.
 PYTEST = $(BIN)/pytest -n 2 --dist loadfile
+QUICK = -m "not frameworks and not slow"
 
 test: $(VENV)/.test
-	$(PYTEST) -m "not frameworks and not slow"
-	$(BIN)/pytest --doctest-modules fastbn/functional.py fastbn/layer.py
-	NUMBA_BOUNDSCHECK=1 $(PYTEST) tests/kernels/test_bounds.py tests/api/test_forward.py tests/api/test_backward.py \
-		tests/api/test_moments.py tests/fuzz/test_fuzz.py
-	$(MAKE) --no-print-directory --jobs=2 gpu-simulated gpu-static
-	$(PYTEST) bench --benchmark-disable
+	$(PYTEST) $(QUICK)
+	$(MAKE) --no-print-directory --jobs=2 interpreted gpu-simulated
+
+# Every family in every dtype, with nothing to compile; an index out of range is an error.
+interpreted: $(VENV)/.test
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/api -m bounds
 
 # The GPU kernels on a simulated GPU, against the oracle.
+SIMULATED = NUMBA_ENABLE_CUDASIM=1 $(BIN)/pytest tests/gpu/test_kernels.py tests/gpu/test_calls.py \
+	tests/gpu/test_launch_cache.py tests/gpu/test_simulator.py tests/gpu/test_contract.py
 gpu-simulated: $(VENV)/.test
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/pytest tests/gpu/test_kernels.py tests/gpu/test_calls.py tests/gpu/test_launch_cache.py \
-		tests/gpu/test_simulator.py
+	$(SIMULATED) $(QUICK)
+
+# What `make test` has not run.
+test-all: $(VENV)/.all
+	$(MAKE) --no-print-directory test-rest
+	$(MAKE) --no-print-directory --jobs=2 bounds gpu-simulated-rest
+	$(MAKE) --no-print-directory gpu-static
+	$(MAKE) --no-print-directory bench-once
+
+test-rest: $(VENV)/.all
+	$(PYTEST) -m "frameworks or slow"
+
+# The same in machine code, as far as it checks that; each kernel is compiled once more.
+bounds: $(VENV)/.test
+	NUMBA_BOUNDSCHECK=1 $(BIN)/pytest tests/kernels/test_bounds.py tests/api tests/fuzz/test_fuzz.py -m bounds -k "not float16"
+
+gpu-simulated-rest: $(VENV)/.all
+	$(SIMULATED) -m "slow and not frameworks"
 
 # The GPU kernels compiled for three architectures, without a GPU: registers, spills, widths of loads.
-gpu-static: $(VENV)/.test
+gpu-static: $(VENV)/.all
 	$(BIN)/python bench/gpu_static.py
 
-test-frameworks: $(VENV)/.frameworks
-	$(PYTEST) -m frameworks tests bench/test_accuracy.py
-	$(PYTEST) bench/test_peers.py bench/test_speed.py --benchmark-disable
-
-test-slow: $(VENV)/.test fuzz
-	$(BIN)/pytest -m slow
+bench-once: $(VENV)/.all
+	$(PYTEST) bench --benchmark-disable
 
 fuzz: $(VENV)/.test
 	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest tests/fuzz/test_fuzz.py tests/fuzz/test_fuzz_layer.py
 
+# Kernels are seen as plain Python alone, on small arrays. The report is of both runs together.
+COVERAGE = $(BIN)/coverage run --append -m pytest
+coverage: $(VENV)/.all
+	$(BIN)/coverage erase
+	$(COVERAGE) $(QUICK)
+	NUMBA_ENABLE_CUDASIM=1 $(COVERAGE) $(QUICK) tests/gpu/test_kernels.py tests/gpu/test_calls.py
+	NUMBA_DISABLE_JIT=1 $(COVERAGE) -m bounds tests/api
+	$(BIN)/coverage report
+
 # Each trains on scikit-learn's digits inside another library.
-examples: $(VENV)/.frameworks
+examples: $(VENV)/.all
 	for example in examples/*.py; do echo "$$example"; $(BIN)/python $$example || exit 1; done
 
 errors: $(VENV)/.test
-	$(BIN)/python tests/errors_table.py
+	PYTHONPATH=tests $(BIN)/python -m errors.table
 
-lint: $(VENV)/.test
+lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.test
+format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 BENCHMARK = $(BIN)/pytest --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname
 
 # The figures are kept and drawn even if one of them fails its test.
-bench: $(VENV)/.frameworks
+bench: $(VENV)/.all
 	$(BENCHMARK) bench/test_speed.py bench/test_sweeps.py bench/test_start.py --write bench/results/cpu; \
 		failed=$$?; $(BIN)/python bench/plots.py bench/results/cpu.json && exit $$failed
 
-bench-quick: $(VENV)/.frameworks
+bench-quick: $(VENV)/.all
 	$(BENCHMARK) bench/test_speed.py --quick $(if $(WRITE),--write $(WRITE))
 
-accuracy: $(VENV)/.frameworks
+accuracy: $(VENV)/.all
 	$(BIN)/python bench/accuracy.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info demo-results .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -prune -exec rm -rf {} +

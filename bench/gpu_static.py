@@ -1,6 +1,6 @@
 """What can be known of the GPU kernels without a GPU: compile all of them, assemble them, and read the result.
 
-    python bench/gpu_static.py [--kernels forward_apart,...] [--dtypes float32,...] [--architectures 90,...]
+    python bench/gpu_static.py [--kernels forward_channels_first,...] [--dtypes float32,...] [--architectures 90,...]
 
 Every kernel is compiled for every dtype and architecture by NVVM, as on a machine with that GPU, and assembled by
 ptxas. The table says what it takes: registers, shared memory, spilled bytes, the narrowest load and store of its hot
@@ -31,7 +31,7 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fastbn.backends.cuda import plan as cuda_plan
-from fastbn.backends.cuda.plan import RESIDENT, THREADS, Device, capacity
+from fastbn.backends.cuda.plan import BLOCKS_PER_SM, THREADS, Device, capacity
 
 CHARS = {"float32": "f", "float64": "d", "float16": "h", "bfloat16": "H"}
 
@@ -125,9 +125,9 @@ def innermost_loops(lines: list[str]) -> list[list[str]]:
     while changed:
         changed = False
         for i in sorted(reached - {0}):
-            own = {i} | set.intersection(*(dominators[j] for j in before[i] if j in reached))
-            if own != dominators[i]:
-                dominators[i], changed = own, True
+            dominating = {i} | set.intersection(*(dominators[j] for j in before[i] if j in reached))
+            if dominating != dominators[i]:
+                dominators[i], changed = dominating, True
     loops: dict[int, set[int]] = {}
     for i in reached:
         for head in follow[i] & dominators[i]:
@@ -147,27 +147,27 @@ def widths(lines: list[str], pattern: re.Pattern[str]) -> list[int]:
     return [int(m[3]) // 8 * int((m[2] or ".v1")[2:]) for m in found if m]
 
 
-def judge(row: Row, code: str, scalars: bool, waits: bool) -> None:
+def judge(row: Row, code: str, scalars: bool, cooperative: bool) -> None:
     """Say what is wrong with the code of a row, if anything."""
     lines = [line.strip() for line in code.splitlines()]
     hot = [loop for loop in innermost_loops(lines) if widths(loop, LOAD).count(16) >= HOT]
     loads = [w for loop in hot for w in widths(loop, LOAD)]
     stores = [w for loop in hot for w in widths(loop, STORE)]
     row.load, row.store = min(loads, default=0), min(stores, default=0)
-    family = "adjacent" if row.kernel.endswith("adjacent") else "apart"
+    family = "channels_last" if row.kernel.endswith("channels_last") else "channels_first"
     operands = 2 if row.kernel.startswith(("backward", "sums", "gradient")) else 1
     gpu = GPUS[row.architecture]
-    room = capacity(gpu, family, RESIDENT[waits], operands) if waits else 0
-    block = row.shared + room * operands * THREADS * cuda_plan.VECTOR + cuda_plan.RESERVED
+    smem_vectors = capacity(gpu, family, BLOCKS_PER_SM[cooperative], operands) if cooperative else 0
+    block = row.shared + smem_vectors * operands * THREADS * cuda_plan.VECTOR + cuda_plan.RESERVED
     by_registers = REGISTERS // (-(-row.registers // 8) * 8 * THREADS)
     row.blocks = min(by_registers, gpu.shared_per_multiprocessor // block)
     problems = []
     if row.spilled:
         problems.append(f"{row.spilled} bytes spilled")
-    if row.shared > cuda_plan.STATIC[family] and waits:
+    if row.shared > cuda_plan.STATIC[family] and cooperative:
         problems.append(f"{row.shared} bytes of shared memory, the plans count on {cuda_plan.STATIC[family]}")
-    if row.blocks < RESIDENT[waits]:
-        problems.append(f"{row.blocks} blocks fit, the plans count on {RESIDENT[waits]}")
+    if row.blocks < BLOCKS_PER_SM[cooperative]:
+        problems.append(f"{row.blocks} blocks fit, the plans count on {BLOCKS_PER_SM[cooperative]}")
     if not scalars and not row.kernel.endswith("strided"):
         if not hot:
             problems.append("no hot loop")
@@ -184,11 +184,13 @@ def examine(kernel: str, dtype: str, architecture: str, scalars: bool) -> Row:
     # Compiling a function that a kernel calls asks for the GPU that is there. Its capability is all that is used.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
     from fastbn_kernels.cuda import backward, copy, moments, normalize
+    from fastbn_kernels.cuda.build.decorators import Variant
 
     row = Row(kernel + (" (scalars)" if scalars else ""), dtype, architecture)
-    own = next(vars(module)[kernel] for module in (moments, normalize, backward, copy) if kernel in vars(module))
+    compiled = next(vars(module)[kernel] for module in (moments, normalize, backward, copy) if kernel in vars(module))
     char = CHARS[dtype]
-    code = own.ptx(char, "d" if char == "d" else "f", scalars, RESIDENT[own.waits], capability)
+    variant = Variant(char, "d" if char == "d" else "f", scalars, BLOCKS_PER_SM[compiled.cooperative])
+    code = compiled.ptx(variant, capability)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(code)
@@ -206,7 +208,7 @@ def examine(kernel: str, dtype: str, architecture: str, scalars: bool) -> Row:
     row.registers, row.shared = figure(r"Used (\d+) registers"), figure(r"(\d+) bytes smem")
     row.spilled = figure(r"(\d+) bytes spill stores") + figure(r"(\d+) bytes spill loads")
     row.kernel = kernel
-    judge(row, code, scalars, own.waits)
+    judge(row, code, scalars, compiled.cooperative)
     row.kernel += " (scalars)" if scalars else ""
     return row
 
@@ -216,7 +218,8 @@ TASKS = ("moments", "forward", "normalize", "sums", "gradient", "backward")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kernels", default=",".join(f"{t}_{f}" for t in TASKS for f in ("apart", "adjacent")))
+    every = ",".join(f"{task}_{family}" for task in TASKS for family in ("channels_first", "channels_last"))
+    parser.add_argument("--kernels", default=every)
     parser.add_argument("--dtypes", default=",".join(CHARS))
     parser.add_argument("--architectures", default=",".join(GPUS))
     given = parser.parse_args()

@@ -43,7 +43,7 @@ def _copy_plain(source, target):  # pragma: no cover - compiled
         end = min(start + PIECE, source.size)
         vectors = start + (end - start) // vector.LANES * vector.LANES
         for i in range(start, vectors, vector.LANES):
-            vector.store(target, i, vector.load(source, i))
+            vector.store(target, i, None, vector.load(source, i, None))
         for i in range(vectors, end):
             target[i] = source[i]
 
@@ -55,7 +55,7 @@ def _copy_streamed(source, target):  # pragma: no cover - compiled
         end = min(start + PIECE, source.size)
         vectors = start + (end - start) // vector.LANES * vector.LANES
         for i in range(start, vectors, vector.LANES):
-            vector.stream(target, i, vector.load(source, i))
+            vector.stream(target, i, vector.load(source, i, None))
         for i in range(vectors, end):
             target[i] = source[i]
         vector.fence()

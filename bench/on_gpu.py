@@ -1,7 +1,7 @@
 """The first minutes on a machine with a GPU: what it is, whether every kernel is right there, and how fast it is.
 
     python bench/on_gpu.py --out FILE.json [--seconds 520] [--only checks,timing] [--dtypes float32,...] [--seed N]
-                           [--sweep blocks=1,2,4 room=0]
+                           [--sweep blocks=1,2,4 smem_vectors=0]
 
 Sections, in this order: machine, checks, copy, timing, launch, compiled, huge, sweep. Each gets a share of the time;
 what no longer fits is recorded as skipped. Everything runs in child processes, so that a kernel that hangs or breaks

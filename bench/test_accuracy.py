@@ -122,7 +122,7 @@ def test_errors_are_told(rng):
 @pytest.mark.frameworks
 def test_the_frameworks_take_part():
     """Every peer that is installed gives everything that it has, in every case."""
-    pytest.importorskip("torch", reason="PyTorch is not installed; make test-frameworks installs it")
+    pytest.importorskip("torch", reason="PyTorch is not installed; make test-all installs it")
     found = measure.record("quick", SEED, ["float32"], say=lambda line: None)
     assert all("installed" in reason for reason in found["unavailable"].values()), found["unavailable"]
     expected = {name: {"y", "dx", "mean", "var", "dweight", "dbias"} for name in peers.TRAINING}

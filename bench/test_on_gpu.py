@@ -117,18 +117,18 @@ def test_everything_in_the_simulator(tmp_path):
 def test_only_some_sections_and_knobs_from_the_command_line(tmp_path):
     out = tmp_path / "found.json"
     command = [sys.executable, str(BENCH / "on_gpu.py"), "--tiny", "--out", str(out), "--only", "sweep"]
-    knobs = ["--sweep", "blocks=1,2", "room=0"]
+    knobs = ["--sweep", "blocks=1,2", "smem_vectors=0"]
     done = subprocess.run([*command, *knobs], env=SIMULATED, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     sections = json.loads(out.read_text())["sections"]
     assert not sections["checks"]
     rows = [row for row in sections["sweep"] if row["operation"] == "forward"]
-    assert [row["knobs"] for row in rows] == ["as planned", "blocks=1 room=0", "blocks=2 room=0"]
-    assert [(row["plan"]["blocks"], row["plan"]["room"]) for row in rows[1:]] == [(1, 0), (2, 0)]
+    assert [row["knobs"] for row in rows] == ["as planned", "blocks=1 smem_vectors=0", "blocks=2 smem_vectors=0"]
+    assert [(row["plan"]["blocks"], row["plan"]["smem_vectors"]) for row in rows[1:]] == [(1, 0), (2, 0)]
 
 
 def test_a_knob_that_is_none(tmp_path):
     command = [sys.executable, str(BENCH / "on_gpu.py"), "--out", str(tmp_path / "x.json"), "--sweep", "speed=11"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "--sweep: expected blocks|per_sm|threads|room|lanes=VALUE,..., got 'speed=11'" in done.stderr
+    assert "--sweep: expected blocks|per_sm|threads|smem_vectors|row_threads=VALUE,..., got 'speed=11'" in done.stderr

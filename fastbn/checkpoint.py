@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn.checks import scalars as values
+from fastbn.checks import scalars
 from fastbn.layer import BatchNorm
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -94,7 +94,7 @@ def load(path: PathLike, layers: Layers, *, strict: bool = True) -> None:
         If the file cannot be read.
     """
     source = _checked(path)
-    strict = values.flag("strict", strict)
+    strict = scalars.flag("strict", strict)
     parts = [(prefix, layer, list(layer.state_dict())) for prefix, layer in _prefixed(layers)]
     found = _read(source)
     wanted = {prefix + key for prefix, _, keys in parts for key in keys}
@@ -114,7 +114,7 @@ def load(path: PathLike, layers: Layers, *, strict: bool = True) -> None:
 
 def _checked(path: object) -> Path:
     if not isinstance(path, str | os.PathLike):
-        raise values.unfit("path", path, "a str or a path")
+        raise scalars.unfit("path", path, "a str or a path")
     checked = Path(path)
     if checked.suffix not in SUFFIXES:
         raise ValueError(f"path: expected a name that ends in {' or '.join(SUFFIXES)}, got {str(path)!r}")
@@ -127,12 +127,12 @@ def _prefixed(layers: object) -> list[tuple[str, BatchNorm]]:
         return [("", layers)]
     expected = "a fastbn.BatchNorm or a mapping from names to them"
     if not isinstance(layers, Mapping):
-        raise values.unfit("layers", layers, expected)
+        raise scalars.unfit("layers", layers, expected)
     for name, layer in layers.items():
         if not isinstance(name, str):
-            raise values.unfit("layers", name, f"{expected}, with a str for every name")
+            raise scalars.unfit("layers", name, f"{expected}, with a str for every name")
         if not isinstance(layer, BatchNorm):
-            raise values.unfit(f"layers[{name!r}]", layer, "a fastbn.BatchNorm")
+            raise scalars.unfit(f"layers[{name!r}]", layer, "a fastbn.BatchNorm")
     return [(f"{name}.", layer) for name, layer in layers.items()]
 
 

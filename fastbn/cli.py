@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+import fastbn
 from fastbn._version import __version__
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Batch normalization for NumPy, as Numba kernels.")
@@ -99,31 +99,15 @@ def warmup(
     )
 
 
-def _size(nbytes: float) -> str:
-    return f"{nbytes / 1e9:.3g} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.3g} MB"
-
-
 @app.command()
-def devices(
-    again: Annotated[
-        bool | None,
-        typer.Option(
-            "--measure/--no-measure",
-            help="Measure what a round trip to the GPU costs, or don't.",
-            show_default="if there is a GPU and nobody has measured",
-        ),
-    ] = None,
-) -> None:
+def devices() -> None:
     """Show the processors found here, and which of them calls run on and why.
 
-    Whether a NumPy array is sent to the GPU depends on rates that are measured once, in some seconds, and kept in the
-    user's cache folder. FASTBN_DEVICE=cpu, cuda or auto, or the argument device=, decide otherwise.
+    FASTBN_DEVICE=cpu, cuda or auto, or the argument device=, send NumPy arrays elsewhere than to the CPU.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from fastbn import cost
-    from fastbn import dispatch as processors
+    from fastbn.backends.cuda import availability
 
     console = Console()
 
@@ -131,45 +115,11 @@ def devices(
         console.print(f"{name:<14} {text}", markup=False, highlight=False, soft_wrap=True)
 
     show("CPU", _cpu())
-    problem = processors.problem()
+    problem = availability.problem()
     show("GPU", _gpu() if problem is None else f"none: {problem}")
-
-    rates, reason = cost.find()
-    source = f"kept in {cost.file()}"
-    unknown = None if problem is None else "there is no GPU to send it to"
-    if problem is None and (again or (again is None and rates is None)):
-        columns = BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            item = bar.add_task("")
-            try:
-                rates = cost.measure(
-                    lambda at, total, name: bar.update(item, completed=at, total=total, description=name)
-                )
-            except Exception as error:  # whatever a driver raises: this command is there to say what does not work
-                reason = f"not measured: {type(error).__name__}: {' '.join(str(error).split())}"
-            else:
-                failed = cost.save(rates)
-                source = "measured now" if failed is None else f"measured now, not kept: {failed}"
-                unknown = None if failed is None else "these rates are not kept, so no call finds them"
-    if rates is None:
-        show("Rates", reason if problem is None else "none, for want of a GPU")
-    else:
-        show("Rates", f"{source}; forward counts x and y; fixed times in parentheses")
-        for label, rate, fixed in (
-            ("CPU forward", rates.cpu, rates.cpu_fixed),
-            ("to the GPU", rates.to_gpu, rates.to_gpu_fixed),
-            ("GPU forward", rates.gpu, rates.gpu_fixed),
-            ("back", rates.from_gpu, rates.from_gpu_fixed),
-        ):
-            show(f"  {label}", f"{rate / 1e9:.3g} GB/s ({1e6 * fixed:.3g} us)")
-        limit = cost.break_even(rates)
-        show("Round trip", "pays at no size" if limit == math.inf else f"pays from {_size(limit)} on")
-
     show("FASTBN_DEVICE", repr(os.environ["FASTBN_DEVICE"]) if "FASTBN_DEVICE" in os.environ else "not set")
-    for nbytes in (10**6, 10**8, 10**9):
-        x = np.broadcast_to(np.float32(0), (nbytes // 4, 1))  # that size, and no memory
-        show(f"NumPy, {_size(nbytes)}", _choice(x, unknown))
-    show("on the GPU", _choice(processors.to_device(np.zeros((2, 1)))) if problem is None else "no array can be there")
+    show("NumPy arrays", _choice(np.zeros((2, 1))))
+    show("on the GPU", _choice(fastbn.to_device(np.zeros((2, 1)))) if problem is None else "no array can be there")
 
 
 def _cpu() -> str:
@@ -184,21 +134,16 @@ def _cpu() -> str:
 
 def _gpu() -> str:
     """Say what the GPU is that was found."""
-    from fastbn_kernels.cuda import toolkit
+    from fastbn_kernels.cuda import gpu
 
-    found = f"{toolkit.name()}, {toolkit.properties()['multiprocessors']} multiprocessors"
-    if toolkit.SIMULATED:
-        return f"{found}, in Python"
-    driver: Any = toolkit.cuda
-    return f"{found}, {driver.current_context().get_memory_info().total / 2**30:.0f} GiB"
+    found = f"{gpu.name()}, {gpu.properties()['multiprocessors']} multiprocessors"
+    total = gpu.memory_bytes()
+    return f"{found}, in Python" if total is None else f"{found}, {total / 2**30:.0f} GiB"
 
 
-def _choice(x: Any, unknown: str | None = None) -> str:
-    """Say where `batch_norm` of an array would run, and why; `unknown` is why its cost on the GPU is not known."""
-    from fastbn.dispatch import explain, from_environment
-
+def _choice(x: Any) -> str:
+    """Say where `batch_norm` of an array would run, and why."""
     try:
-        asked = from_environment()
-    except ValueError as error:
+        return str(fastbn.explain(x))
+    except ValueError as error:  # FASTBN_DEVICE
         return f"an error: {error}"
-    return str(explain(x)) if unknown is None or asked is not None else f"cpu: {unknown}"

@@ -17,8 +17,8 @@ class Context:
 
     It refers to x and does not copy it: leave x unchanged until the backward pass.
 
-    A host that keeps arrays alone between forward and backward keeps x and `table`, and makes the context again:
-    ``Context(x, axis, count, table, weight_dtype, bias_dtype, frozen)``. Nothing is checked then.
+    A host that keeps arrays alone between forward and backward keeps x and `saved`, and makes the context again:
+    ``Context(x, axis, count, saved, weight_dtype, bias_dtype, frozen)``. Nothing is checked then.
 
     Attributes
     ----------
@@ -28,31 +28,31 @@ class Context:
         Its channel axis.
     count : int
         Values a channel, in x.
-    mean, low, invstd : array of float64, shape (C,)
-        What x was normalised with: y = (x - (mean + low)) * invstd * weight + bias, where low is what the arithmetic on
-        x rounds off the mean.
+    mean, mean_lo, invstd : array of float64, shape (C,)
+        What x was normalised with: y = (x - (mean + mean_lo)) * invstd * weight + bias, where mean_lo is what the
+        arithmetic on x rounds off the mean.
     moments : Moments or None
         The batch statistics that these came from; None if they were running statistics.
     weight : array of float64, shape (C,)
         A copy of the weight, ones if there was none.
-    table : array of float64, shape (7, C)
-        These and more, a row each; which row is which may change from release to release.
+    saved : array of float64, shape (7, C)
+        These and more, a row each (`fastbn_kernels.saved`); which row is which may change from release to release.
     weight_dtype, bias_dtype : dtype or None
         Those of the parameters that were given, which are those of their gradients.
     frozen : bool
         Whether x was normalised with running statistics, through which no gradient flows.
     """
 
-    where: Any = None  # the module that goes back through it, if not the CPU's
+    device = "cpu"  # the backend that goes back through it
 
-    __slots__ = ("_given", "axis", "bias_dtype", "count", "description", "frozen", "table", "weight_dtype", "x")
+    __slots__ = ("_given", "axis", "bias_dtype", "count", "description", "frozen", "saved", "weight_dtype", "x")
 
     def __init__(
         self,
         x: NDArray[Any],
         axis: int,
         count: int,
-        table: NDArray[np.float64],
+        saved: NDArray[np.float64],
         weight_dtype: np.dtype[Any] | None,
         bias_dtype: np.dtype[Any] | None,
         frozen: bool = False,
@@ -61,7 +61,7 @@ class Context:
         self.x: NDArray[Any] | None = x
         self.axis = axis
         self.count = count
-        self.table = table
+        self.saved = saved
         self.weight_dtype = weight_dtype
         self.bias_dtype = bias_dtype
         self.frozen = frozen
@@ -76,12 +76,17 @@ class Context:
     @property
     def channels(self) -> int:
         """Return C."""
-        return int(self.table.shape[1])
+        return int(self.saved.shape[1])
 
     @property
     def statistics_count(self) -> int:
         """Return how many values a channel the statistics were taken of, as far as that matters to the gradient."""
         return self.count if self._given is None else self._given.count
+
+    @property
+    def like(self) -> Any:
+        """Return what dy has to be like: x as the caller holds it; None after it was overwritten."""
+        return self.x
 
     def forget_x(self) -> None:
         """Drop x, which was overwritten."""
@@ -92,25 +97,25 @@ class Context:
     @property
     def mean(self) -> Statistic:
         """Return the mean as the arithmetic on x holds it."""
-        mean: Statistic = self.table[MEAN]
+        mean: Statistic = self.saved[MEAN]
         return mean
 
     @property
-    def low(self) -> Statistic:
+    def mean_lo(self) -> Statistic:
         """Return what that rounds off the mean."""
-        low: Statistic = self.table[MEAN_LO]
-        return low
+        mean_lo: Statistic = self.saved[MEAN_LO]
+        return mean_lo
 
     @property
     def invstd(self) -> Statistic:
         """Return 1 / sqrt(var + eps)."""
-        invstd: Statistic = self.table[INVSTD]
+        invstd: Statistic = self.saved[INVSTD]
         return invstd
 
     @property
     def weight(self) -> Statistic:
         """Return a copy of the weight."""
-        weight: Statistic = self.table[WEIGHT]
+        weight: Statistic = self.saved[WEIGHT]
         return weight
 
     @property
@@ -118,7 +123,7 @@ class Context:
         """Return the batch statistics, or None."""
         if self.frozen or self._given is not None:
             return self._given
-        return Moments(self.count, self.table[MEAN] + self.table[MEAN_LO], self.table[M2])
+        return Moments(self.count, self.saved[MEAN] + self.saved[MEAN_LO], self.saved[M2])
 
     def __repr__(self) -> str:
         kind = "running" if self.frozen else "batch"

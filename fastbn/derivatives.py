@@ -12,9 +12,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import layout
-from fastbn.backends.cpu import small_calls as fast
-from fastbn.checks import arrays as validate
+from fastbn import dispatch
+from fastbn.call import DoubleBackwardCall, JvpCall
 from fastbn.context import Context
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -77,21 +76,11 @@ def batch_norm_double_backward(
     >>> bool(np.isclose((ddy * dy).sum(), 2 * (dx**2).sum()))  # which is homogeneous of degree 2 in dy
     True
     """
-    x = validate.differentiable(ctx)
-    dy = validate.gradient(dy, x)
-    if ddx is not None:
-        ddx = validate.gradient(ddx, x, "ddx")
-    ddweight = validate.derivative("ddweight", ddweight, ctx.weight_dtype, ctx.channels)
-    ddbias = validate.derivative("ddbias", ddbias, ctx.bias_dtype, ctx.channels)
-    x, v, g = _stored_alike(x, ctx.axis, ddx, dy)
-    ddy, dx = layout.empty(x), layout.empty(x)
-    dweight = np.zeros(ctx.channels)
-    if x.size:
-        view = layout.of(x, ctx.axis).view
-        dweight = _backend().double_backward(
-            view(v), ddweight, ddbias, view(g), view(x), _table(ctx), ctx.frozen, view(ddy), view(dx)
-        )
-    return ddy, dx, fast.cast(dweight, ctx.weight_dtype)
+    backend = dispatch.for_derivatives(ctx)
+    gradients: tuple[Array, Array, Array | None] = backend.double_backward(
+        DoubleBackwardCall.check(ddx, ddweight, ddbias, dy, ctx)
+    )
+    return gradients
 
 
 def batch_norm_jvp(tx: Array | None, tweight: Array | None, tbias: Array | None, ctx: Context) -> Array:
@@ -130,43 +119,6 @@ def batch_norm_jvp(tx: Array | None, tweight: Array | None, tbias: Array | None,
     >>> bool(np.abs(fastbn.batch_norm_jvp(np.ones_like(x), None, None, ctx)).max() < 1e-12)  # a shift changes nothing
     True
     """
-    x = validate.differentiable(ctx)
-    if tx is not None:
-        tx = validate.gradient(tx, x, "tx")
-    tweight = validate.derivative("tweight", tweight, ctx.weight_dtype, ctx.channels)
-    tbias = validate.derivative("tbias", tbias, ctx.bias_dtype, ctx.channels)
-    x, v = _stored_alike(x, ctx.axis, tx)
-    ty = layout.empty(x)
-    if x.size:
-        view = layout.of(x, ctx.axis).view
-        _backend().jvp(view(v), tweight, tbias, view(x), _table(ctx), ctx.frozen, view(ty))
+    backend = dispatch.for_derivatives(ctx)
+    ty: Array = backend.jvp(JvpCall.check(tx, tweight, tbias, ctx))
     return ty
-
-
-def _stored_alike(x: Array, axis: int, *others: Array | None) -> list[Array]:
-    """Return x, contiguous in its order of memory, and the others in the same, copied where need be; None as zeros."""
-    if not layout.of(x, axis).contiguous:
-        x = np.array(x, order="K")
-    own = layout.of(x, axis)
-    alike = [x]
-    for array in others:
-        if array is None:
-            array = np.zeros_like(x)
-        elif not layout.of(array, axis).fits(own):
-            copy = layout.empty(x)
-            np.copyto(copy, array)
-            array = copy
-        alike.append(array)
-    return alike
-
-
-def _table(ctx: Context) -> Array:
-    """Return the table of a context, writable as kernels want it; a host that kept it may have made it read-only."""
-    return np.require(ctx.table, requirements=["C", "W"])
-
-
-def _backend() -> Any:
-    """Return the backend; importing it imports Numba, which `import fastbn` must not."""
-    from fastbn.backends.cpu import derivatives as cpu_derivatives
-
-    return cpu_derivatives

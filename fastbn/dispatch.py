@@ -1,77 +1,45 @@
-"""Which processor runs a call, and why.
+"""Which backend runs a call, and why.
 
-An array on a GPU is computed there, a NumPy array on the CPU, unless the caller says otherwise (`device=`), or the user
-(`FASTBN_DEVICE`), or a model of what a round trip costs, whose rates `fastbn devices` measured on this machine.
+An array on a GPU is computed there, a NumPy array on the CPU, unless the caller says otherwise (`device=`) or the user
+does (`FASTBN_DEVICE`).
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import logging
-import math
 import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fastbn.backends.cuda.arrays import Library, is_device_array, library
-
-log = logging.getLogger("fastbn")
-
-INSTALL = 'install NVIDIA\'s driver and pip install "fastbn[cuda]"'
+from fastbn.backends.cpu import backend as cpu
+from fastbn.backends.cuda import arrays, availability
+from fastbn.backends.protocol import Backend
+from fastbn.checks import scalars
+from fastbn.checks.place import on_gpu
+from fastbn.context import Context
 
 NAMES = ("cpu", "cuda")
-
-_backend: Any = None
-
-
-def cuda_backend() -> Any:
-    """Return the backend for GPUs, or raise; importing it imports numba.cuda, which CPU calls never do."""
-    global _backend
-    if _backend is None:
-        require()
-        from fastbn.backends.cuda import launch as cuda
-
-        _backend = cuda
-    return _backend
+SUPPORTS = {"cpu": cpu.supports, "cuda": availability.supports}  # asked without importing what a backend needs
+ON_A_GPU = "device: expected None or 'cuda' for an array on a GPU, got 'cpu'; fetch it with to_host"
 
 
-@functools.cache
-def problem() -> str | None:
-    """Return why no GPU can be used, in one line, or None."""
-    try:
-        if importlib.util.find_spec("numba_cuda") is None:
-            found: str | None = "numba-cuda is not installed"
-        else:
-            from fastbn_kernels.cuda import toolkit
+def backend(name: str) -> Backend:
+    """Return a backend by its name, or raise if it can compute nothing here."""
+    if name == "cpu":
+        return cpu
+    availability.require()
+    from fastbn.backends.cuda import backend as cuda  # imports numba.cuda, which calls on the CPU never do
 
-            found = toolkit.problem()
-            if found is None:
-                toolkit.name()  # opens the GPU, which fails where it is there and not to be had
-    except Exception as error:  # whatever a broken install raises
-        found = f"numba-cuda does not work: {type(error).__name__}: {' '.join(str(error).split())}"
-    return None if found is None else f"{found[:200].rstrip(' .')}; {INSTALL}"
-
-
-def require() -> None:
-    """Raise if no GPU can be used."""
-    found = problem()
-    if found is not None:
-        raise ValueError(f"device: expected a machine with an NVIDIA GPU for 'cuda', but {found}")
+    return cuda
 
 
 def checked(device: object) -> str | None:
-    """Return the name of a processor that a caller gave."""
+    """Return the name of a backend that a caller gave."""
     if device is None or (isinstance(device, str) and device in NAMES):
         return device
-    try:
-        shown = repr(device)
-    except Exception:  # an integer of 5000 digits, say
-        shown = f"an object of type {type(device).__name__}"
     kind = ValueError if isinstance(device, str) else TypeError
-    raise kind(f"device: expected None, 'cpu' or 'cuda', got {shown}")
+    raise kind(f"device: expected None, 'cpu' or 'cuda', got {scalars.described(device)}")
 
 
 def from_environment() -> str | None:
@@ -130,92 +98,66 @@ def explain(x: Any, *, device: str | None = None) -> Choice:
     cpu: the caller asked for it with device=
     """
     given = checked(device)
-    if is_device_array(x):
+    if on_gpu(x):
         if given == "cpu":
-            raise ValueError("device: expected None or 'cuda' for an array on a GPU, got 'cpu'; fetch it with to_host")
-        return Choice("cuda", f"the array is on a GPU ({library(x).name}){_but('cuda')}")
+            raise ValueError(ON_A_GPU)
+        return Choice("cuda", f"the array is on a GPU ({arrays.library(x).name}){_but('cuda')}")
     if given is not None:
         return Choice(given, f"the caller asked for it with device={_but(given)}")
     wanted = from_environment()
     if wanted is not None:
         return Choice(wanted, f"the environment variable FASTBN_DEVICE asks for it{_but(wanted)}")
-    from fastbn import cost
-
-    try:
-        nbytes = np.asarray(x).nbytes
-    except Exception:  # nested lists of several lengths, and whatever an __array__ raises
-        raise TypeError(f"x: expected an array, got an object of type {type(x).__name__}") from None
-    return Choice(*cost.choose(int(nbytes)))
+    return Choice("cpu", "NumPy arrays are computed on the CPU unless device= or FASTBN_DEVICE says otherwise")
 
 
 def _but(name: str) -> str:
     """Return what to add to a reason if a call there would raise."""
-    found = problem() if name == "cuda" else None
+    found = availability.problem() if name == "cuda" else None
     return "" if found is None else f", but a call would raise: {found}"
 
 
-# Bytes from which a NumPy array goes to the GPU by itself; None before the first call.
-_by_itself_from: float | None = None
-
-# Whether that is what the user says, or the rates of the GPU that is here.
-_sure = False
+# What FASTBN_DEVICE says of NumPy arrays; None before the first call. Asking the environment takes 1 us of a call of 5.
+_numpy_goes_to: str | None = None
 
 
-def _learn() -> float:
-    """Read the environment and the rates that were measured, once in a process."""
-    global _by_itself_from, _sure
-    wanted = from_environment()
-    _sure = wanted is not None
-    if wanted is None:
-        from fastbn import cost
-
-        limit = cost.threshold()
-    else:
-        limit = 0.0 if wanted == "cuda" else math.inf
-    _by_itself_from = limit
-    return limit
-
-
-def _make_sure() -> bool:
-    """Return whether the rates that send an array to a GPU are those of the one here; without, none goes by itself."""
-    global _by_itself_from, _sure
-    from fastbn import cost
-
-    rates, reason = cost.find()
-    if rates is None:
-        log.info("fastbn: NumPy arrays stay on the CPU: %s", reason)
-        _by_itself_from = math.inf
-    _sure = True
-    return rates is not None
+def _learn() -> str:
+    """Read the environment, once in a process."""
+    global _numpy_goes_to
+    _numpy_goes_to = from_environment() or "cpu"
+    return _numpy_goes_to
 
 
 def forget() -> None:
-    """Read the environment and the rates again at the next call."""
-    global _by_itself_from
-    from fastbn import cost
-
-    _by_itself_from = None
-    cost.forget()
+    """Read the environment again at the next call."""
+    global _numpy_goes_to
+    _numpy_goes_to = None
 
 
-def of(x: Any, device: object) -> Any:
-    """Return the module whose functions take a call on x: None is the CPU's."""
+def of(x: Any, device: object) -> Backend:
+    """Return the backend that takes a call on x."""
     if device is None and isinstance(x, np.ndarray):
-        limit = _learn() if _by_itself_from is None else _by_itself_from
-        if x.nbytes < limit or not (_sure or _make_sure()):
-            return None
-    elif is_device_array(x):
-        if checked(device) == "cpu":
-            raise ValueError("device: expected None or 'cuda' for an array on a GPU, got 'cpu'; fetch it with to_host")
-        require()
-        from fastbn.backends.cuda import on_device
+        name = _numpy_goes_to or _learn()
+        return cpu if name == "cpu" else backend(name)
+    given = checked(device)
+    if on_gpu(x):
+        if given == "cpu":
+            raise ValueError(ON_A_GPU)
+        return backend("cuda")
+    return backend(given or "cpu")  # what is no array at all is refused there
 
-        return on_device
-    elif checked(device) != "cuda":  # what is no array at all is refused there
-        return None
-    from fastbn.backends.cuda import transfer as round_trip
 
-    return round_trip
+def of_context(ctx: Any) -> Backend:
+    """Return the backend that goes back through a context; what is none is refused there."""
+    return backend(ctx.device) if isinstance(ctx, Context) else cpu
+
+
+def for_derivatives(ctx: Any) -> Backend:
+    """Return the backend that takes higher derivatives of a context, or raise if that of its forward pass has none."""
+    supports = SUPPORTS[ctx.device] if isinstance(ctx, Context) else cpu.supports
+    support = supports("derivatives")
+    if not support:
+        raise ValueError(f"ctx: {support.reason}")
+    return of_context(ctx)
 
 
 def to_device(array: Any) -> Any:
@@ -240,8 +182,8 @@ def to_device(array: Any) -> Any:
     """
     if not isinstance(array, np.ndarray):
         raise TypeError(f"array: expected a numpy.ndarray, got an object of type {type(array).__name__}")
-    require()
-    return Library().send_as_it_is(array) if array.flags.forc else Library().send(None, array)
+    availability.require()
+    return arrays.send(array)
 
 
 def to_host(array: Any) -> np.ndarray[Any, Any]:
@@ -265,9 +207,9 @@ def to_host(array: Any) -> np.ndarray[Any, Any]:
     """
     if isinstance(array, np.ndarray):
         return array
-    if not is_device_array(array):
+    if not on_gpu(array):
         raise TypeError(f"array: expected an array on a GPU, got an object of type {type(array).__name__}")
-    own = library(array)
-    if type(own) is Library:
-        require()
+    own = arrays.library(array)
+    if type(own) is arrays.Library:
+        availability.require()
     return own.fetch(array)

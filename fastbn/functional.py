@@ -1,43 +1,20 @@
-"""Batch normalization as functions of NumPy arrays: check, lay out, launch.
+"""Batch normalization as functions of NumPy arrays, or of arrays on a GPU: check the call, hand it to a backend.
 
 Names and meanings are those of `torch.nn.functional.batch_norm`. The kernels come with the first call.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import dispatch as processors
-from fastbn import layout
-from fastbn.backends.cpu import small_calls as fast
-from fastbn.checks import aliasing as memory
-from fastbn.checks import arrays as validate
-from fastbn.checks import scalars as values
+from fastbn import dispatch
+from fastbn.call import BackwardCall, ForwardCall, MomentsCall
 from fastbn.context import Context, Gradients
 from fastbn.moments import BackwardSums, Moments
-from fastbn_kernels.saved import BIAS, INVSTD, MEAN, MEAN_LO, ROWS, VAR, WEIGHT
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-
-
-def _dtype(parameter: Array | None) -> np.dtype[Any] | None:
-    return None if parameter is None else parameter.dtype
-
-
-def _statistics(moments: Moments | None) -> dict[str, Array | None]:
-    return {} if moments is None else {"moments.mean": moments.mean, "moments.m2": moments.m2}
-
-
-def _sums(sums: BackwardSums | None) -> dict[str, Array | None]:
-    return {} if sums is None else {"sums.sum_dy": sums.sum_dy, "sums.sum_dy_xhat": sums.sum_dy_xhat}
-
-
-def _values_per_channel(x: Array, axis: int) -> int:
-    return int(math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :]))
 
 
 def batch_norm(
@@ -87,7 +64,7 @@ def batch_norm(
         Where y goes: the shape and dtype of x, memory apart from it, or x itself.
     device : "cpu" or "cuda", optional
         Where to compute. By default an array on a GPU is computed there, and a NumPy array on the CPU unless
-        ``FASTBN_DEVICE`` or the rates that ``fastbn devices`` measured say otherwise; see `explain`.
+        ``FASTBN_DEVICE`` says otherwise; see `explain`.
 
     Returns
     -------
@@ -116,85 +93,18 @@ def batch_norm(
     >>> bool(np.allclose(y.mean((0, 2, 3)), 0, atol=1e-6)), bool(np.allclose(y.std((0, 2, 3)), 1, atol=1e-4))
     (True, True)
     """
-    where = processors.of(x, device)
-    if where is not None:
-        result: tuple[Array, Context] = where.batch_norm(
-            x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, moments, out
+    backend = dispatch.of(x, device)
+    if moments is None:
+        done = backend.quick_forward(
+            x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, out
         )
-        return result
-    if moments is None and (training is True or training is False):
-        done = fast.forward(x, weight, bias, running_mean, running_var, momentum, correction, eps, axis, training, out)
         if done is not None:
             return done
-    x = validate.data(x)
-    axis = validate.axis(axis, x)
-    training = values.flag("training", training)
-    channels = x.shape[axis]
-    count = _values_per_channel(x, axis)
-    weight = validate.parameter("weight", weight, channels)
-    bias = validate.parameter("bias", bias, channels)
-    running = validate.statistics(running_mean, running_var, channels, required=not training)
-    eps = values.eps(eps)
-    correction = values.correction(correction)
-    if moments is not None:
-        moments = validate.moments(moments, channels, training)
-    elif training:
-        validate.batch(count, x)
-    if running is not None and training:
-        momentum = values.momentum(momentum)
-        validate.degrees_of_freedom(count if moments is None else moments.count, correction)
-        validate.updated(running, {"x": x, "weight": weight, "bias": bias} | _statistics(moments))
-    if out is not None:
-        others = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-        out = validate.output(out, x, {"x": x}, others | _statistics(moments))
-
-    y = layout.empty(x) if out is None else out
-    table = np.empty((ROWS, channels))
-    with np.errstate(invalid="ignore"):  # a signalling NaN
-        table[WEIGHT] = 1.0 if weight is None else weight
-        table[BIAS] = 0.0 if bias is None else bias
-    if training and moments is None and channels > 0:
-        _normalize(x, axis, y, fast.backend().forward, table, eps)
-    else:
-        if moments is not None:
-            mean, var = moments.mean, moments.var()
-        elif running is not None:
-            mean, var = running
-        else:
-            mean, var = np.empty(0), np.empty(0)
-        with np.errstate(all="ignore"):  # of an empty batch nothing is computed but this
-            table[MEAN], table[MEAN_LO], table[VAR] = mean, 0.0, var
-            if x.size == 0:
-                table[INVSTD] = 1 / np.sqrt(table[VAR] + eps)
-        if x.size:
-            _normalize(x, axis, y, fast.backend().normalize, table, eps)
-    ctx = Context(x, axis, count, table, _dtype(weight), _dtype(bias), not training, moments)
-    if training and running is not None:
-        batch = ctx.moments
-        assert batch is not None
-        _update(running, batch, momentum, correction)
-    if out is not None and x.size > 0 and memory.same(x, out):
-        ctx.forget_x()
-    return y, ctx
-
-
-def _normalize(x: Array, axis: int, y: Array, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of the backend that reads x and writes y, as (N, C, S)."""
-    source, target, buffer = layout.for_forward(x, y, axis)
-    result = function(source, *arguments, target)
-    if buffer is not None:
-        y[...] = buffer
-    return result
-
-
-def _update(running: tuple[Array, Array], moments: Moments, momentum: float, correction: float) -> None:
-    """Move the running statistics towards the batch's; both are computed before either is written."""
-    old, new = np.float64(1.0 - momentum), np.float64(momentum)
-    with np.errstate(over="ignore", invalid="ignore"):  # an infinite batch gives infinite statistics, without a warning
-        mean = running[0] * old + moments.mean * new
-        var = running[1] * old + moments.var(correction) * new
-        running[0][...] = mean
-        running[1][...] = var
+    call = ForwardCall.check(
+        x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, moments, out,
+        look=backend.look,
+    )  # fmt: skip
+    return backend.forward(call)
 
 
 def batch_norm_inference(
@@ -274,21 +184,8 @@ def batch_moments(x: Array, *, axis: int = 1, device: str | None = None) -> Mome
     >>> m.count, m.mean, m.var()
     (2, array([ 2., 10.]), array([1., 0.]))
     """
-    where = processors.of(x, device)
-    if where is not None:
-        result: Moments = where.batch_moments(x, axis)
-        return result
-    x = validate.data(x)
-    axis = validate.axis(axis, x)
-    count = _values_per_channel(x, axis)
-    if x.size == 0:
-        return Moments(count, np.zeros(x.shape[axis]), np.zeros(x.shape[axis]))
-    own = layout.of(x, axis)
-    if not own.contiguous:
-        x = np.array(x, order="K")
-        own = layout.of(x, axis)
-    mean, low, m2 = fast.backend().moments(own.view(x))
-    return Moments(count, mean + low, m2)
+    backend = dispatch.of(x, device)
+    return backend.moments(MomentsCall.check(x, axis, look=backend.look))
 
 
 def backward_sums(dy: Array, ctx: Context) -> BackwardSums:
@@ -312,16 +209,8 @@ def backward_sums(dy: Array, ctx: Context) -> BackwardSums:
     TypeError, ValueError
         For anything that does not fit.
     """
-    where = ctx.where if isinstance(ctx, Context) else None
-    if where is not None:
-        result: BackwardSums = where.backward_sums(dy, ctx)
-        return result
-    x = validate.context(ctx)
-    dy = validate.gradient(dy, x)
-    if x.size == 0:
-        return BackwardSums(ctx.count, np.zeros(ctx.mean.size), np.zeros(ctx.mean.size))
-    g, source, _ = layout.for_backward(dy, x, ctx.axis)
-    return BackwardSums(ctx.count, *fast.backend().sums(g, source, ctx.table))
+    backend = dispatch.of_context(ctx)
+    return backend.sums(BackwardCall.check(dy, ctx, None, None, look=backend.look, partial=True))
 
 
 def batch_norm_backward(
@@ -368,39 +257,9 @@ def batch_norm_backward(
     >>> bool(np.abs(grads.dx).max() < 1e-12)
     True
     """
-    where = ctx.where if isinstance(ctx, Context) else None
-    if where is not None:
-        result: Gradients = where.batch_norm_backward(dy, ctx, sums, out)
-        return result
+    backend = dispatch.of_context(ctx)
     if sums is None:
-        grads = fast.backward(dy, ctx, out)
-        if grads is not None:
-            return grads
-    x = validate.context(ctx)
-    dy = validate.gradient(dy, x)
-    if sums is not None:
-        sums = validate.sums(sums, ctx)
-    else:
-        validate.own_statistics(ctx)
-    if out is not None:
-        out = validate.output(out, x, {"dy": dy, "x": x}, _sums(sums))
-    over_x = out is not None and memory.same(out, x)
-    if x.size == 0:
-        dx = layout.empty(x) if out is None else out
-        sums = sums or BackwardSums(ctx.count, np.zeros(ctx.mean.size), np.zeros(ctx.mean.size))
-    else:
-        g, source, template = layout.for_backward(dy, x, ctx.axis)
-        dx = layout.empty(template) if out is None else out
-        fits = layout.of(dx, ctx.axis).fits(layout.of(template, ctx.axis))
-        buffer = dx if fits else layout.empty(template)
-        target = layout.of(buffer, ctx.axis).view(buffer)
-        if sums is None:
-            sums = BackwardSums(ctx.count, *fast.backend().backward(g, source, ctx.table, ctx.frozen, target))
-        else:
-            given = sums.sum_dy, sums.sum_dy_xhat, sums.count
-            fast.backend().gradient(g, source, ctx.table, *given, ctx.frozen, target)
-        if not fits:
-            dx[...] = buffer
-        if over_x:
-            ctx.forget_x()
-    return Gradients(dx, fast.cast(sums.sum_dy_xhat, ctx.weight_dtype), fast.cast(sums.sum_dy, ctx.bias_dtype))
+        done = backend.quick_backward(dy, ctx, out)
+        if done is not None:
+            return done
+    return backend.backward(BackwardCall.check(dy, ctx, sums, out, look=backend.look))

@@ -8,10 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn import functional
-from fastbn.backends.cuda.arrays import is_device_array
-from fastbn.checks import arrays as validate
-from fastbn.checks import scalars as values
-from fastbn.checks import state_dict
+from fastbn.checks import arrays, scalars, state_dict
+from fastbn.checks.place import on_gpu
 from fastbn.context import Context
 from fastbn.dispatch import checked
 
@@ -89,14 +87,14 @@ class BatchNorm:
         dtype: Any = np.float32,
         device: str | None = None,
     ) -> None:
-        self.num_features = values.features(num_features)
-        self.axis = values.integer("axis", axis)
-        self.eps = values.eps(eps)
-        self.momentum = None if momentum is None else values.momentum(momentum)
-        self.correction = values.correction(correction)
-        self.affine = values.flag("affine", affine)
-        self.track_running_stats = values.flag("track_running_stats", track_running_stats)
-        self.dtype = values.parameter_dtype(dtype)
+        self.num_features = scalars.features(num_features)
+        self.axis = scalars.integer("axis", axis)
+        self.eps = scalars.eps(eps)
+        self.momentum = None if momentum is None else scalars.momentum(momentum)
+        self.correction = scalars.correction(correction)
+        self.affine = scalars.flag("affine", affine)
+        self.track_running_stats = scalars.flag("track_running_stats", track_running_stats)
+        self.dtype = scalars.parameter_dtype(dtype)
         self.device = checked(device)
         self.training = True
         self.weight: Array | None = np.ones(num_features, self.dtype) if affine else None
@@ -128,9 +126,9 @@ class BatchNorm:
         TypeError, ValueError
             As `batch_norm`; nothing is written then, and no batch is counted.
         """
-        if not is_device_array(x):
-            x = validate.data(x)
-        validate.channels(x, validate.axis(self.axis, x), self.num_features)
+        if not on_gpu(x):
+            x = arrays.data(x)
+        arrays.channels(x, arrays.axis(self.axis, x), self.num_features)
         tracking = self.training and self.track_running_stats
         momentum = 1.0 / (self.num_batches_tracked + 1) if self.momentum is None else self.momentum
         y, self._ctx = functional.batch_norm(
@@ -180,7 +178,7 @@ class BatchNorm:
 
     def train(self, mode: bool = True) -> BatchNorm:
         """Normalise with the batch's statistics from now on (with ``mode=False``, as `eval`); return the layer."""
-        self.training = values.flag("mode", mode)
+        self.training = scalars.flag("mode", mode)
         return self
 
     def eval(self) -> BatchNorm:
@@ -213,7 +211,7 @@ class BatchNorm:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take parameters and statistics from a state dict, PyTorch's or this layer's.
 
-        The arrays of the layer keep their identity and dtype and get new values. Either the whole state fits and is
+        The arrays of the layer keep their identity and dtype and get new scalars. Either the whole state fits and is
         taken, or nothing changes.
 
         Parameters

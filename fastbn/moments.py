@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbn.checks import scalars as values
+from fastbn.checks import scalars
 
 Statistic = NDArray[np.float64]
 
@@ -39,10 +39,10 @@ class Moments:
     m2: Statistic
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "count", values.count(self.count))
-        object.__setattr__(self, "mean", values.per_channel("mean", self.mean))
-        object.__setattr__(self, "m2", values.per_channel("m2", self.m2))
-        values.as_many("m2", self.m2, "mean", self.mean)
+        object.__setattr__(self, "count", scalars.count(self.count))
+        object.__setattr__(self, "mean", scalars.per_channel("mean", self.mean))
+        object.__setattr__(self, "m2", scalars.per_channel("m2", self.m2))
+        scalars.as_many("m2", self.m2, "mean", self.mean)
 
     def merge(self, *others: Moments) -> Moments:
         """Return the moments of all the values together.
@@ -96,8 +96,8 @@ class Moments:
         TypeError, ValueError
             If the correction is no number >= 0, or count <= correction.
         """
-        correction = values.correction(correction)
-        values.divisor(self.count, correction)
+        correction = scalars.correction(correction)
+        scalars.divisor(self.count, correction)
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # infinite or NaN, without a warning
             return self.m2 / (self.count - correction)
 
@@ -121,10 +121,10 @@ class BackwardSums:
     sum_dy_xhat: Statistic
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "count", values.count(self.count))
-        object.__setattr__(self, "sum_dy", values.per_channel("sum_dy", self.sum_dy))
-        object.__setattr__(self, "sum_dy_xhat", values.per_channel("sum_dy_xhat", self.sum_dy_xhat))
-        values.as_many("sum_dy_xhat", self.sum_dy_xhat, "sum_dy", self.sum_dy)
+        object.__setattr__(self, "count", scalars.count(self.count))
+        object.__setattr__(self, "sum_dy", scalars.per_channel("sum_dy", self.sum_dy))
+        object.__setattr__(self, "sum_dy_xhat", scalars.per_channel("sum_dy_xhat", self.sum_dy_xhat))
+        scalars.as_many("sum_dy_xhat", self.sum_dy_xhat, "sum_dy", self.sum_dy)
 
     def merge(self, *others: BackwardSums) -> BackwardSums:
         """Return the sums over all the values together."""
@@ -142,7 +142,7 @@ def _check_others(others: tuple[object, ...], kind: type[Moments] | type[Backwar
     """Check what is to be merged with statistics of so many channels."""
     for value in others:
         if not isinstance(value, kind):
-            raise TypeError(f"others: expected fastbn.{kind.__name__}, got {values.described(value)}")
+            raise TypeError(f"others: expected fastbn.{kind.__name__}, got {scalars.described(value)}")
         size = (value.mean if isinstance(value, Moments) else value.sum_dy).size
         if size != channels:
             raise ValueError(f"others: expected {kind.__name__} of {channels} channels, got {size}")

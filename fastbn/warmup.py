@@ -1,19 +1,19 @@
 """Compile kernels ahead of their first use, into the cache on disk.
 
-For an image that is built once and started often, or before anything is timed. The list of kernels is taken from their
-modules, so that a new one is warmed up too.
+For an image that is built once and started often, or before anything is timed. The kernels are those that plans can
+name.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from fastbn.backends.cpu import plan
 
 # By what its data are to a kernel: 16-bit floats are bits.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -23,18 +23,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(np.uint16),
 }
 
-# Annotations that depend on the dtype of the data; without one, a kernel is the same for all and goes under float64.
-OF_THE_DATA = {"ReadNCS", "ReadRC", "WriteNCS", "WriteRC", "ReadP", "WriteP"}
-
-# What `batch_moments`, `backward_sums` and `batch_norm_backward(sums=...)` need for adjacent channels, and nothing else
-# does. Their like for channels apart serve ordinary calls too, if there are fewer channels than keep the threads busy.
-DISTRIBUTED = {"moments_adjacent", "sums_adjacent", "gradient_adjacent"}
-# What `batch_norm_double_backward` and `batch_norm_jvp` need.
-DERIVATIVES = {
-    "double_backward_apart", "double_backward_tiles", "double_backward_adjacent",
-    "jvp_apart", "tangent_apart", "tangent_adjacent",
-}  # fmt: skip
-RARE = DISTRIBUTED | DERIVATIVES
+# Operations of `batch_moments`, `backward_sums`, `batch_norm_backward(sums=...)`, and of higher derivatives.
+RARE = "moments", "sums", "gradient", "jvp", "double_backward"
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 
@@ -116,32 +106,22 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
     return Warmup(compiled, loaded, time.perf_counter() - started)
 
 
-def _kernels() -> Iterator[Any]:
-    """Find every kernel where it is defined."""
-    from fastbn_kernels import cpu
-    from fastbn_kernels.build.decorators import Kernel
-
-    for found in pkgutil.iter_modules(cpu.__path__):
-        module = importlib.import_module(f"{cpu.__name__}.{found.name}")
-        for value in vars(module).values():
-            if isinstance(value, Kernel) and value.source.__module__ == module.__name__:
-                yield value
+def _is_rare(name: str) -> bool:
+    return any(name == f"{operation}_{family}" for operation in RARE for family in plan.FAMILIES)
 
 
 def _tasks(names: Sequence[str], rare: bool) -> Iterator[tuple[Any, np.dtype[Any], bool]]:
     """List what is to be compiled, as the backend asks for it: kernel, dtype, and whether parallel."""
     from fastbn_kernels.build import threads
+    from fastbn_kernels.cpu import kernel
 
     several = threads.count() > 1
-    shared: list[np.dtype[Any]] = [np.dtype(np.float64)]
-    for kernel in _kernels():
-        if kernel.name in RARE and not rare:
+    for name in plan.kernels():
+        if _is_rare(name) and not rare:
             continue
-        source = kernel.source
-        by_dtype = not OF_THE_DATA.isdisjoint(source.__annotations__.values())
+        found = kernel(name)
         # Without a parallel loop, a kernel has no parallel twin that the backend would ask for.
-        twins = [False] if "prange" not in source.__code__.co_names else [True, False] if rare else [several]
-        dtypes = [DTYPES[name] for name in names] if by_dtype else shared
-        for dtype in dtypes:
+        twins = [False] if "prange" not in found.source.__code__.co_names else [True, False] if rare else [several]
+        for dtype in names:
             for parallel in twins:
-                yield kernel, dtype, parallel
+                yield found, DTYPES[dtype], parallel

@@ -26,7 +26,7 @@ PAST_CACHE = re.compile(r"v?movnt(?:ps|pd|dq)")
 DECODING = {
     types.float32: re.compile(r"v?cvtps2pd"),
     types.float64: re.compile(r"v?cvtps2pd"),
-    types.int16: re.compile(r"vcvtph2ps"),
+    types.int16: re.compile(r"vcvtph2psx?"),  # the latter of AVX512-FP16
     types.uint16: re.compile(r"vpmovzxwd"),
 }
 

@@ -242,7 +242,7 @@ def regions_in_regions():
     for runner in RUNNERS.values():
         y = np.full(5000, np.nan)
         with spread.over(runner):
-            add_rows.launch(x.dtype, x, y)
+            add_rows.launch(x.dtype, True, x, y)
         right = right and (y.reshape(50, 100) == x + np.arange(50)[:, None]).all()
     return [digest() if right else "wrong"]
 

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn import dispatch as device
+from fastbn.backends.cuda import availability
 from fastbn.backends.cuda import plan as cuda_plan
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-MISSING = None if SIMULATED else device.problem()
+MISSING = None if SIMULATED else availability.problem()
 needed = pytest.mark.skipif(MISSING is not None, reason=f"no GPU: {MISSING}")
 
 
-def simulated(multiprocessors=2, family="adjacent", kept=4, second_level=1 << 20, threads=32):
+def simulated(multiprocessors=2, family="channels_last", kept=4, l2_bytes=1 << 20, threads=32):
     """A GPU of few multiprocessors whose threads keep `kept` vectors of one operand, in a family."""
     share = cuda_plan.STATIC[family] + kept * threads * cuda_plan.VECTOR
-    whole = cuda_plan.RESIDENT[True] * (share + cuda_plan.RESERVED)
-    return cuda_plan.Device(multiprocessors, share, whole, second_level, threads)
+    whole = cuda_plan.BLOCKS_PER_SM[True] * (share + cuda_plan.RESERVED)
+    return cuda_plan.Device(multiprocessors, share, whole, l2_bytes, threads)
 
 
 @pytest.fixture

@@ -49,13 +49,14 @@ dispatcher.launch = lambda stream, config, kernel, *arguments: launches.append((
 dispatcher.LaunchConfig = lambda **config: config
 driver._to_core_stream = lambda stream: stream
 
-from fastbn_kernels.cuda import toolkit  # noqa: E402
+from fastbn_kernels.cuda import gpu, memory  # noqa: E402
+from fastbn_kernels.cuda.build import decorators, numba_cuda  # noqa: E402
 
-compile_ = toolkit.Kernel._compile
+compile_ = decorators.Kernel._compile
 
 
-def compile_and_stub(self, *kind):
-    compiled = compile_(self, *kind)
+def compile_and_stub(self, variant):
+    compiled = compile_(self, variant)
     for kernel in compiled.overloads.values():
         linked.append(len(kernel._codelibrary.get_cubin().code))
         loaded.append(bool(compiled.stats.cache_hits))
@@ -63,21 +64,21 @@ def compile_and_stub(self, *kind):
     return compiled
 
 
-toolkit.Kernel._compile = compile_and_stub
-toolkit.shared_limit = lambda: toolkit.STATIC_LIMIT
-toolkit.properties = lambda: {
-    "multiprocessors": 132, "shared_per_block": 49152, "shared_per_multiprocessor": 233472, "second_level": 50 << 20,
+decorators.Kernel._compile = compile_and_stub
+gpu.shared_limit = lambda: gpu.DEFAULT_SHARED
+gpu.properties = lambda: {
+    "multiprocessors": 132, "shared_per_block": 49152, "shared_per_multiprocessor": 233472, "l2_bytes": 50 << 20,
 }  # fmt: skip
-toolkit.gpu_index = lambda: 0
-toolkit.empty = There
-toolkit.zeros = lambda nbytes: There((nbytes,), np.uint8)
-toolkit.piece = lambda memory, start, count, dtype: memory.address + start
-toolkit.cuda.external_stream = lambda handle: handle
+gpu.index = lambda: 0
+memory.empty = There
+memory.zeros = lambda nbytes: There((nbytes,), np.uint8)
+memory.piece = lambda slab, start, count, dtype: slab.address + start
+numba_cuda.cuda.external_stream = lambda handle: handle
 
 import fastbn  # noqa: E402
-from fastbn import dispatch as device  # noqa: E402
+from fastbn.backends.cuda import availability  # noqa: E402
 
-device.problem = lambda: None
+availability.problem = lambda: None
 
 
 def call(function, *arguments, **keywords):
@@ -108,7 +109,7 @@ def main(dtype, shape):
     _, told["inference"] = call(fastbn.batch_norm_inference, x, mean, var, weight, bias, out=out)
     told["addresses"] = {"x": x.address, "dy": dy.address, "y": out.address, "weight": weight.address}
     told["linked"], told["loaded"] = linked, loaded
-    told["table"] = ctx.table_there.address
+    told["saved"] = ctx.saved_there.address
     print(json.dumps(told))
 
 

@@ -1,6 +1,9 @@
-"""The arrays that tests are run over: shapes that reach every plan, strides of every kind, poisoned outputs."""
+"""What tests are run over: shapes that reach every plan, strides of every kind, pairs of values, poisoned outputs."""
+
+from itertools import combinations, product
 
 import numpy as np
+import pytest
 
 # (shape, axis): small enough for bounds-checked runs, and of every family.
 SMALL = [
@@ -18,17 +21,47 @@ SMALL = [
     ((40, 600), 1),  # more channels than a group of columns
     ((17, 100, 7, 7), 1),  # groups of channels with short runs
 ]
-# Above PARALLEL_FROM, and with more than one tile: whole channels, tiles of few channels, blocks of rows.
+# Just above PARALLEL_FROM: one of every family and of every way to cut a tensor into tiles.
 LARGE = [
-    ((32, 64, 28, 28), 1),
-    ((6, 3, 150, 150), 1),  # fewer channels than threads, pieces of runs
+    ((4, 16, 25, 25), 1),  # whole channels
+    ((2, 3, 100, 100), 1),  # fewer channels than threads, pieces of segments
     ((3, 1, 40000), 1),  # one channel
-    ((700, 5, 7, 7), 1),  # many short runs a tile
-    ((100, 40, 12, 12), 1),  # the same with more than one tile
+    ((200, 5, 7, 7), 1),  # many short segments a tile
+    ((16, 40, 12, 12), 1),  # groups of channels with short segments
     ((3000, 40), 1),
-    ((30, 24, 24, 12), 3),
+    ((10, 20, 20, 12), 3),
     ((200, 700), 1),
+    ((20, 4100), 1),  # more channels than a tile of rows has columns
 ]
+
+
+def _name(value):
+    return getattr(value, "__name__", None) or str(value)
+
+
+def thinned(*factors):
+    """Return all combinations of factors as pytest's parameters; those that `make test` does without are slow.
+
+    Of two factors it takes each value once; of three and more, each two values of two factors (pairwise testing), in
+    a greedy cover. The first values of factors meet early.
+    """
+    factors = [list(factor) for factor in factors]
+    sizes = [len(factor) for factor in factors]
+    every = list(product(*map(range, sizes)))
+    if len(factors) == 2:
+        taken = {tuple(i % size for size in sizes) for i in range(max(sizes))}
+    else:
+        meetings = {each: set(combinations(enumerate(each), 2)) for each in every}
+        missing, taken = set().union(*meetings.values()), set()
+        while missing:
+            taken.add(best := max(every, key=lambda each: len(meetings[each] & missing)))
+            missing -= meetings[best]
+    found = []
+    for each in every:
+        values = [factor[i] for factor, i in zip(factors, each, strict=True)]
+        marks = () if each in taken else pytest.mark.slow
+        found.append(pytest.param(*values, marks=marks, id="-".join(map(_name, values))))
+    return found
 
 
 def poisoned(shape, dtype):
@@ -88,3 +121,9 @@ def affine(rng, count, dtype):
     if count > 2:
         weight[1] = 0
     return weight, bias
+
+
+def drawn(rng, shape, channels, dtype=np.float64, mean=0.0):
+    """Return x, a weight, a bias and dy."""
+    x, weight, bias = draw(rng, shape, dtype, mean=mean), draw(rng, channels, dtype), draw(rng, channels, dtype)
+    return x, weight, bias, draw(rng, shape, dtype)

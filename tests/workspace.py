@@ -21,7 +21,7 @@ def bound(what, x, axis):
     """Return the most that a call with `out` may allocate: moments, forward, inference or backward of contiguous x."""
     (N, C, S), own, count = shape_and_plan(x, axis)
     numbers = {"moments": 32, "forward": 48 + 16 + 8, "inference": 48 + 16, "backward": 16 + 16}[what] * C
-    if own.family == "adjacent":
+    if own.family == "channels_last":
         blocks, wide = tiles.block_tasks(N, C)[0], tiles.rows_together(C) * C
         # Sums of the backward pass are as wide as a row of numbers, which has LANES more.
         a_block = {"moments": 24, "forward": 24, "inference": 0, "backward": 16}[what] * blocks * (wide + LANES)
@@ -30,8 +30,8 @@ def bound(what, x, axis):
     tiled = 24 * C * tiles.tile_count(N, S)
     if what == "moments":
         return numbers + tiled + PYTHON
-    if own.family == "short":
+    if own.family == "short_segments":
         channels = -(-C // own.groups)
         columns = {"forward": 24, "inference": 24, "backward": 48}[what] * (channels * S + LANES)
         return numbers + (columns + 32 * channels) * count + PYTHON
-    return numbers + (0 if own.whole or what == "inference" else tiled) + PYTHON
+    return numbers + (0 if own.family != "tiles" or what == "inference" else tiled) + PYTHON

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 import fastbn
-from fastbn_kernels.cuda import toolkit
+from fastbn_kernels.cuda import gpu
+from fastbn_kernels.cuda.build.numba_cuda import SIMULATED
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -51,14 +52,14 @@ class Numba:
 
     def copy(self, target: Any, source: Any) -> None:
         """Copy on the GPU."""
-        if toolkit.SIMULATED:  # its own way does not know bfloat16
+        if SIMULATED:  # its own way does not know bfloat16
             target[...] = source._ary
         else:
             target.copy_to_device(source)
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
-        toolkit.numba_cuda.synchronize()
+        gpu.synchronize()
 
 
 class Torch(Numba):
@@ -147,11 +148,11 @@ def house(owner: str = "") -> Any:
     """Return the library of that name or, without a name, PyTorch if it has a GPU here, else Numba."""
     if not owner:
         owner = "numba"
-        if not toolkit.SIMULATED and importlib.util.find_spec("torch"):
+        if not SIMULATED and importlib.util.find_spec("torch"):
             import torch
 
             owner = "torch" if torch.cuda.is_available() else "numba"
-    elif toolkit.SIMULATED and owner != "numba":
+    elif SIMULATED and owner != "numba":
         raise Unsupported(f"the simulator has no arrays of {owner}")
     try:
         return KINDS[owner]()

@@ -9,11 +9,11 @@ from typing import Any
 
 from .jobs import Job
 
-FAMILIES = ("apart", "adjacent")
+FAMILIES = ("channels_first", "channels_last")
 ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 
 # Of launch plans; `knobs.py` says what each is.
-KNOBS = ("blocks", "per_sm", "threads", "room", "lanes")
+KNOBS = ("blocks", "per_sm", "threads", "smem_vectors", "row_threads")
 
 # In order of importance; `check.py` says what each is.
 ASPECTS = (
@@ -52,7 +52,7 @@ class Check:
         return Job(section, self.id, asdict(self) | {"aspects": self.aspects or default})
 
 
-def _apart(dtype: str) -> list[Check]:
+def _channels_first(dtype: str) -> list[Check]:
     return [
         Check((8, 17, 7, 7), 1, dtype),
         Check((32, 64, 28, 28), 1, dtype),
@@ -61,8 +61,8 @@ def _apart(dtype: str) -> list[Check]:
         Check((2, 1000, 7, 7), 1, dtype),
         Check((6, 3, 150, 150), 1, dtype),  # channels larger than a block keeps
         Check((4, 17, 8, 9), 1, dtype, "strided"),
-        Check((4, 17, 28, 28), 1, dtype, knobs=(("room", 0),)),
-        Check((4, 17, 28, 28), 1, dtype, knobs=(("room", 1), ("blocks", 2))),
+        Check((4, 17, 28, 28), 1, dtype, knobs=(("smem_vectors", 0),)),
+        Check((4, 17, 28, 28), 1, dtype, knobs=(("smem_vectors", 1), ("blocks", 2))),
         Check((2, 3, 64, 64), 1, dtype, knobs=(("blocks", 264),)),
         Check((4, 3, 7, 7), 1, dtype, params="host"),
         Check((4, 3, 7, 7), 1, dtype, params="float64"),
@@ -84,7 +84,7 @@ def _apart(dtype: str) -> list[Check]:
     ]
 
 
-def _adjacent(dtype: str) -> list[Check]:
+def _channels_last(dtype: str) -> list[Check]:
     return [
         Check((8, 7, 7, 17), -1, dtype),
         Check((3000, 40), 1, dtype),
@@ -95,8 +95,8 @@ def _adjacent(dtype: str) -> list[Check]:
         Check((2, 7, 7, 1000), -1, dtype),
         Check((16, 112, 112, 3), -1, dtype),  # few channels, rows joined to wide ones
         Check((50, 36), 1, dtype, "strided"),
-        Check((700, 40), 1, dtype, knobs=(("room", 0),)),
-        Check((700, 40), 1, dtype, knobs=(("room", 1), ("blocks", 2))),
+        Check((700, 40), 1, dtype, knobs=(("smem_vectors", 0),)),
+        Check((700, 40), 1, dtype, knobs=(("smem_vectors", 1), ("blocks", 2))),
         Check((20000, 8), 1, dtype, knobs=(("blocks", 264),)),  # columns merged in two steps
         Check((64, 3), 1, dtype, params="host"),
         Check((64, 3), 1, dtype, params="float64"),
@@ -122,22 +122,22 @@ def _tiny(dtype: str) -> dict[str, list[Check]]:
     few = ("training", "backward")
     first = Check((4, 3, 3, 5), 1, dtype), Check((20, 6), 1, dtype)
     if dtype != "float32":
-        return {"apart": [first[0]], "adjacent": [first[1]]}
+        return {"channels_first": [first[0]], "channels_last": [first[1]]}
     return {
-        "apart": [
+        "channels_first": [
             first[0],
             Check((4, 3, 3, 5), 1, dtype, "misaligned", aspects=few),
-            Check((2, 2, 40, 16), 1, dtype, knobs=(("room", 1),), aspects=few),
+            Check((2, 2, 40, 16), 1, dtype, knobs=(("smem_vectors", 1),), aspects=few),
             Check((2, 3, 3, 4), 1, dtype, "channels_last", aspects=few),
             Check((3, 2, 4), 1, dtype, params="host", aspects=few),
             Check((3, 2, 4), 1, dtype, params="mixed", aspects=few),
             Check((3, 2, 4), 1, dtype, owner="cupy", aspects=few),
         ],
-        "adjacent": [
+        "channels_last": [
             first[1],
             Check((6, 5), 1, dtype, "strided", aspects=few),
             Check((40, 6), 1, dtype, mean=1e4, aspects=few),
-            Check((40, 6), 1, dtype, knobs=(("room", 0), ("blocks", 2)), aspects=few),
+            Check((40, 6), 1, dtype, knobs=(("smem_vectors", 0), ("blocks", 2)), aspects=few),
         ],
     }
 
@@ -146,7 +146,11 @@ def checks(tiny: bool, dtypes: tuple[str, ...]) -> dict[str, list[Job]]:
     """Return the checks of every dtype and family, most important first."""
     made = {}
     for dtype, family in itertools.product(dtypes, FAMILIES):
-        own = _tiny(dtype)[family] if tiny else {"apart": _apart, "adjacent": _adjacent}[family](dtype)
+        own = (
+            _tiny(dtype)[family]
+            if tiny
+            else {"channels_first": _channels_first, "channels_last": _channels_last}[family](dtype)
+        )
         made[f"{dtype} {family}"] = [case.job() for case in own]
     return made
 

@@ -1,10 +1,10 @@
 """Turn the knobs of launch plans: the plan that a shape gets, with another number of blocks, threads or vectors kept.
 
-blocks    blocks a team
-per_sm    blocks on a multiprocessor at once; the compiler's bound on registers follows
-threads   threads a block
-room      vectors of each operand that a thread keeps, if they fit
-lanes     threads side by side in a row, where channels are adjacent
+blocks        blocks a group
+per_sm        blocks on a multiprocessor at once; the compiler's bound on registers follows
+threads       threads a block
+smem_vectors  vectors of each operand that a thread keeps, if they fit
+row_threads   threads side by side in a row, channels last
 """
 
 from __future__ import annotations
@@ -16,59 +16,67 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from fastbn.backends.cuda import launch as cuda
-from fastbn.backends.cuda import launch_cache as device_fast
+from fastbn.backends.cuda import launch_cache
 from fastbn.backends.cuda import plan as cuda_plan
 from fastbn.backends.cuda.plan import Device, Plan
-from fastbn_kernels.cuda import toolkit
+from fastbn_kernels.cuda import gpu
 
 # Workspace is for so many blocks a multiprocessor, where plans are turned.
 MOST = 8
 
 
 def steps(own: Plan) -> int:
-    """Return the vectors that each thread of a team takes of a channel or of a group of columns."""
+    """Return the vectors that each thread of a group of blocks takes of a channel or of a group of columns."""
     outer, _, _, last = own.geometry
-    if own.family == "apart":
+    if own.family == "channels_first":
         return -(-outer * last // (own.blocks * own.threads))
     return -(-outer // (own.blocks * (own.threads // last)))
 
 
 def groups(own: Plan, itemsize: int) -> int:
-    """Return the channels, or groups of columns, that the teams take."""
-    _, C, together, lanes = own.geometry
-    if own.family == "apart":
+    """Return the channels, or groups of columns, that the groups of blocks take."""
+    _, C, together, row_threads = own.geometry
+    if own.family == "channels_first":
         return C
     vector = 1 if own.scalars else cuda_plan.VECTOR // itemsize
-    return -(-C * together // (lanes * vector))
+    return -(-C * together // (row_threads * vector))
 
 
-def turn(own: Plan, itemsize: int, operands: int, waits: bool, device: Device, **given: int) -> Plan:
+def turn(own: Plan, itemsize: int, operands: int, cooperative: bool, device: Device, **given: int) -> Plan:
     """Return a plan that the kernels can run, with the knobs given."""
     threads = given.get("threads", own.threads)
     if threads % cuda_plan.WARP or threads > cuda_plan.THREADS or given.get("per_sm", 1) > MOST:
         raise ValueError(
             f"expected whole warps, {cuda_plan.THREADS} threads at most, and per_sm <= {MOST}, got {given}"
         )
-    if "lanes" in given and own.family == "adjacent":
+    if "row_threads" in given and own.family == "channels_last":
         if own.geometry[2] > 1:
-            raise ValueError("lanes: the channels of joined rows must be of one group")
+            raise ValueError("row_threads: the channels of joined rows must be of one group")
         vector = 1 if own.scalars else cuda_plan.VECTOR // itemsize
-        if given["lanes"] > 32 or given["lanes"] * vector > cuda_plan.COLUMNS:
-            raise ValueError(f"lanes: expected at most {cuda_plan.COLUMNS} columns, got {given['lanes']} of {vector}")
-        own = replace(own, geometry=(*own.geometry[:3], given["lanes"]))
-    # Registers are bounded for blocks of `device.threads`; smaller ones leave room for more.
-    per_sm = given.get("per_sm", own.resident * device.threads // threads)
-    resident = max(1, math.ceil(per_sm * threads / device.threads))
+        if given["row_threads"] > 32 or given["row_threads"] * vector > cuda_plan.COLUMNS:
+            raise ValueError(
+                f"row_threads: expected at most {cuda_plan.COLUMNS} columns, got {given['row_threads']} of {vector}"
+            )
+        own = replace(own, geometry=(*own.geometry[:3], given["row_threads"]))
+    # Registers are bounded for blocks of `device.threads`; of smaller ones more fit.
+    per_sm = given.get("per_sm", own.blocks_per_sm * device.threads // threads)
+    blocks_per_sm = max(1, math.ceil(per_sm * threads / device.threads))
     channels = groups(own, itemsize)
-    if not waits:
+    if not cooperative:
         blocks = given.get("blocks", -(-own.blocks * own.threads // threads))
-        return replace(own, blocks=blocks, teams=channels, threads=threads, resident=resident)
+        return replace(own, blocks=blocks, block_groups=channels, threads=threads, blocks_per_sm=blocks_per_sm)
     most = device.multiprocessors * per_sm
     blocks = min(given.get("blocks", own.blocks), most)
-    own = replace(own, blocks=blocks, teams=max(1, min(channels, most // blocks)), threads=threads, resident=resident)
+    own = replace(
+        own,
+        blocks=blocks,
+        block_groups=max(1, min(channels, most // blocks)),
+        threads=threads,
+        blocks_per_sm=blocks_per_sm,
+    )
     fits = cuda_plan.capacity(replace(device, threads=threads), own.family, per_sm, operands)
-    room = min(given.get("room", fits), fits, steps(own))
-    return replace(own, room=room, shared=room * operands * threads * cuda_plan.VECTOR)
+    smem_vectors = min(given.get("smem_vectors", fits), fits, steps(own))
+    return replace(own, smem_vectors=smem_vectors, shared=smem_vectors * operands * threads * cuda_plan.VECTOR)
 
 
 @contextlib.contextmanager
@@ -77,41 +85,41 @@ def turned(**given: int) -> Iterator[list[dict[str, Any]]]:
     original = cuda.plan
     plans: list[dict[str, Any]] = []
 
-    def plan(data: tuple[Any, ...], operands: int, waits: bool) -> Plan:
-        own = original(data, operands, waits)
+    def plan(data: tuple[Any, ...], operands: int, cooperative: bool) -> Plan:
+        own = original(data, operands, cooperative)
         itemsize = data[0].itemsize
         if given:
-            own = turn(own, itemsize, operands, waits, cuda.device(), **given)
+            own = turn(own, itemsize, operands, cooperative, cuda.device(), **given)
         if len(plans) < 100:
             taken = steps(own)
-            kept = not waits or taken <= own.room
-            plans.append(asdict(own) | {"waits": waits, "operands": operands, "steps": taken, "kept": kept})
+            kept = not cooperative or taken <= own.smem_vectors
+            plans.append(asdict(own) | {"cooperative": cooperative, "operands": operands, "steps": taken, "kept": kept})
         return own
 
-    device_fast.forget()  # launches that are repeated without a plan
+    launch_cache.forget()  # launches that are repeated without a plan
     cuda.plan = plan
     try:
         yield plans
     finally:
         cuda.plan = original
-        device_fast.forget()
+        launch_cache.forget()
 
 
 @contextlib.contextmanager
 def roomy_workspace() -> Iterator[None]:
     """Give launches workspace for more blocks than plans of fastbn's own have."""
-    before, resident = cuda.workspace, cuda_plan.RESIDENT[True]
-    device_fast.forget()  # launches that are repeated with the workspace of before
+    before, blocks_per_sm = cuda.workspace, cuda_plan.BLOCKS_PER_SM[True]
+    launch_cache.forget()  # launches that are repeated with the workspace of before
     cuda.workspace = cuda.Workspace()
-    cuda_plan.RESIDENT[True] = MOST
+    cuda_plan.BLOCKS_PER_SM[True] = MOST
     try:
         with cuda.workspace._lock:  # allocated while the constant is that of the largest plan
             cuda.workspace._allocate()
-        cuda_plan.RESIDENT[True] = resident
-        toolkit.numba_cuda.synchronize()
+        cuda_plan.BLOCKS_PER_SM[True] = blocks_per_sm
+        gpu.synchronize()
         yield
-        toolkit.numba_cuda.synchronize()
+        gpu.synchronize()
     finally:
-        device_fast.forget()
+        launch_cache.forget()
         cuda.workspace = before
-        cuda_plan.RESIDENT[True] = resident
+        cuda_plan.BLOCKS_PER_SM[True] = blocks_per_sm

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 import fastbn
-from fastbn_kernels.cuda import toolkit
+from fastbn_kernels.cuda import gpu
+from fastbn_kernels.cuda.build.numba_cuda import SIMULATED
 
 from . import arrays, timing
 from .timing import Contender
@@ -62,13 +63,13 @@ def by_torch() -> dict[str, Any]:
 
 def run(given: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     """Tell what is installed and what the GPU is."""
-    tell({"versions": versions(), "commit": _said("git", "rev-parse", "HEAD"), "simulated": toolkit.SIMULATED})
+    tell({"versions": versions(), "commit": _said("git", "rev-parse", "HEAD"), "simulated": SIMULATED})
     tell({"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")})
     tell({"processor": platform.machine(), "processors": os.cpu_count(), "system": platform.platform()})
     tell({"nvidia_smi": _said(
         "nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm", "--format=csv"
     )})  # fmt: skip
-    tell({"name": toolkit.name(), "problem": toolkit.problem(), "plan_device": toolkit.properties()})
+    tell({"name": gpu.name(), "problem": gpu.problem(), "plan_device": gpu.properties()})
     own = arrays.house()
     tell({"arrays": own.name})
     if own.name == "torch":
@@ -99,7 +100,7 @@ def run_copy(given: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> N
     large = (1 << 16,) if tiny else LARGE
     for nbytes in large:
         tell({"large": True} | _rate(own, nbytes, 1 if tiny else 2, tiny))
-    second_level = toolkit.properties()["second_level"]
+    l2_bytes = gpu.properties()["l2_bytes"]
     for nbytes in sorted(set(given["sizes"])):
-        sets = 2 if tiny else int(np.clip(1 + -(-second_level // nbytes), 2, 64))
+        sets = 2 if tiny else int(np.clip(1 + -(-l2_bytes // nbytes), 2, 64))
         tell({"large": False} | _rate(own, nbytes, sets, tiny))

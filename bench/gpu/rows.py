@@ -29,7 +29,7 @@ TENSORS = {"forward": (2, 3), "inference": (2, 2), "backward": (3, 5)}
 def sets_of(own: Any, shape: tuple[int, ...], layout: str, dtype: str) -> list[peers.Inputs]:
     """Return as many sets of inputs as exceed the second-level cache twice, at least two."""
     nbytes = math.prod(shape) * arrays.dtype(dtype).itemsize
-    count = 2 if timing.clock(own).events is False else 1 + math.ceil(2 * cuda.device().second_level / (2 * nbytes))
+    count = 2 if timing.clock(own).events is False else 1 + math.ceil(2 * cuda.device().l2_bytes / (2 * nbytes))
     return [peers.inputs(own, shape, layout, dtype) for _ in range(min(max(count, 2), 64))]
 
 

@@ -17,24 +17,26 @@ BASE = "as planned"
 
 def usual(plan: dict[str, Any], most: int) -> list[dict[str, int]]:
     """Return what is tried where nobody says: one knob at a time, from the plan's own settings."""
-    blocks, room = plan["blocks"], plan["room"]
+    blocks, smem_vectors = plan["blocks"], plan["smem_vectors"]
     tried: list[dict[str, int]] = []
     for value in sorted({1, 2, 4, 8, 16, 33, 66, 132, 264, max(1, blocks // 2), 2 * blocks, blocks + 1}):
         tried += [{"blocks": value}] * (value != blocks and value <= most)
-    tried += [{"room": value} for value in sorted({0, room // 4, room // 2}) if value < room]
-    tried += [{"per_sm": value} for value in (1, 2, 3, 4) if value != plan["resident"]]
+    tried += [
+        {"smem_vectors": value} for value in sorted({0, smem_vectors // 4, smem_vectors // 2}) if value < smem_vectors
+    ]
+    tried += [{"per_sm": value} for value in (1, 2, 3, 4) if value != plan["blocks_per_sm"]]
     tried += [{"threads": plan["threads"] // 2}] * (plan["threads"] >= 64)
     tried += [{"threads": plan["threads"] // 2, "per_sm": 2}] * (plan["threads"] >= 64)
-    if plan["family"] == "adjacent" and plan["geometry"][2] == 1:
-        lanes = plan["geometry"][3]
-        tried += [{"lanes": value} for value in (lanes // 2, lanes * 2) if 1 <= value <= 16]
+    if plan["family"] == "channels_last" and plan["geometry"][2] == 1:
+        row_threads = plan["geometry"][3]
+        tried += [{"row_threads": value} for value in (row_threads // 2, row_threads * 2) if 1 <= value <= 16]
     return tried
 
 
 def variants(plan: dict[str, Any], given: dict[str, list[int]]) -> list[dict[str, int]]:
     """Return the settings to try, after the plan's own."""
     if not given:
-        return [{}, *usual(plan, cuda.device().multiprocessors * plan["resident"])]
+        return [{}, *usual(plan, cuda.device().multiprocessors * plan["blocks_per_sm"])]
     return [{}, *(dict(zip(given, values, strict=True)) for values in itertools.product(*given.values()))]
 
 

@@ -42,10 +42,10 @@ def plans(family: str) -> Iterator[tuple[str, dict[str, Any]]]:
             if family != "runs":
                 yield name, ways
                 continue
-            yield f"{name}, whole", ways | {"whole": True, "stretches": 0}
-            yield f"{name}, tiles", ways | {"whole": False, "stretches": 0}
+            yield f"{name}, whole", ways | {"family": "channels_first"}
+            yield f"{name}, tiles", ways | {"family": "tiles"}
             if parallel and past:
-                yield f"{name}, overlapped", ways | {"whole": True, "stretches": 2}
+                yield f"{name}, overlapped", ways | {"family": "overlapped", "groups": 2}
 
 
 def run(problem: Problem, layout: str, changes: dict[str, Any] | None = None) -> dict[str, np.ndarray]:

@@ -203,7 +203,7 @@ def _formula(inputs: Any, call: _Call) -> Any:
     ctx, axis = call.ctx, call.ctx.axis
     others = tuple(i for i in range(x.ndim) if i != axis)
     column = tuple(x.shape[axis] if i == axis else 1 for i in range(x.ndim))
-    xhat = _cast(x, np.float64) - (ctx.mean + ctx.low).reshape(column)
+    xhat = _cast(x, np.float64) - (ctx.mean + ctx.mean_lo).reshape(column)
     if ctx.frozen:
         xhat = xhat * ctx.invstd.reshape(column)
     else:

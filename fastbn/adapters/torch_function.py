@@ -86,7 +86,7 @@ def context_of(x: Tensor, saved: fastbn.Context) -> fastbn.Context:
     if x.is_cuda:
         return saved
     return fastbn.Context(
-        array(x), saved.axis, saved.count, saved.table, saved.weight_dtype, saved.bias_dtype, saved.frozen
+        array(x), saved.axis, saved.count, saved.saved, saved.weight_dtype, saved.bias_dtype, saved.frozen
     )
 
 
@@ -189,14 +189,14 @@ def operator(
     x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
     training: bool, momentum: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return y, the context's table, and the next running statistics; those are empty if nothing moves them."""
+    """Return y, what the context saves, and the next running statistics; those are empty if nothing moves them."""
     mean, var = (None, None) if running_mean is None or running_var is None else (running_mean, running_var)
     if training and mean is not None and var is not None:
         mean, var = mean.clone(), var.clone()
     y, context = forward(x, mean, var, weight, bias, training, momentum, eps)
     if not training or mean is None or var is None:
         mean, var = x.new_empty(0), x.new_empty(0)
-    return y, torch.from_numpy(context.table), mean, var
+    return y, torch.from_numpy(context.saved), mean, var
 
 
 @operator.register_fake

@@ -1,4 +1,4 @@
-"""Every check on the arrays of a call, and every error message; `values` has those on numbers and the like.
+"""Every check on the arrays of a call, and every error message; `scalars` has those on numbers and the like.
 
 A message names the argument, says what was passed and what was expected, and how to get there where that is short.
 All checks of a call come before anything is written.
@@ -10,8 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn.checks import aliasing as memory
-from fastbn.checks import scalars as values
+from fastbn.checks import aliasing, scalars
 from fastbn.context import Context
 from fastbn.moments import BackwardSums, Moments
 
@@ -22,7 +21,7 @@ def _plain(name: str, value: object, what: str, half: bool = False) -> Array:
     """Return an array of float32 or float64, or with `half` of a 16-bit float, as a plain ndarray."""
     if not isinstance(value, np.ndarray):
         raise TypeError(
-            f"{name}: expected {what}, got {values.described(value)}; "
+            f"{name}: expected {what}, got {scalars.described(value)}; "
             "make one with numpy.asarray(..., dtype=numpy.float32)"
         )
     if isinstance(value, np.ma.MaskedArray | np.matrix):
@@ -30,10 +29,10 @@ def _plain(name: str, value: object, what: str, half: bool = False) -> Array:
             f"{name}: expected {what}, got a {type(value).__name__}, whose rules fastbn does not follow; "
             f"pass numpy.asarray({name}) if its plain values are meant"
         )
-    if value.dtype not in values.DTYPES and not (half and values.is_half(value.dtype)):
+    if value.dtype not in scalars.DTYPES and not (half and scalars.is_half(value.dtype)):
         expected = "float32, float64, float16 or bfloat16 (ml_dtypes)" if half else "float32 or float64"
         raise TypeError(
-            f"{name}: expected {what} of {expected} in native byte order, got {values.described(value)}; "
+            f"{name}: expected {what} of {expected} in native byte order, got {scalars.described(value)}; "
             f"convert it with {name}.astype(numpy.float32)"
         )
     return value if type(value) is np.ndarray else value.view(np.ndarray)
@@ -52,7 +51,7 @@ def data(x: object) -> Array:
 
 def axis(value: object, x: Array) -> int:
     """Check the channel axis and return it counted from the front."""
-    index = values.integer("axis", value)
+    index = scalars.integer("axis", value)
     if not -x.ndim <= index < x.ndim:
         raise ValueError(
             f"axis: expected an integer from {-x.ndim} to {x.ndim - 1} for x of shape {x.shape}, got {index}"
@@ -92,7 +91,7 @@ def writable(name: str, array: Array) -> None:
     """Check that an array may be written and has memory of its own for every element."""
     if not array.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, because it is written in place, got a read-only one")
-    if memory.overlaps_itself(array):
+    if aliasing.overlaps_itself(array):
         raise ValueError(f"{name}: expected memory for every element, got overlapping strides {array.strides}")
 
 
@@ -120,10 +119,10 @@ def output(out: object, like: Array, aliases: dict[str, Array], others: dict[str
         raise TypeError(f"out: expected dtype {like.dtype}, got {array.dtype}")
     writable("out", array)
     for name, alias in aliases.items():
-        if memory.overlap(array, alias) and not memory.same(array, alias):
+        if aliasing.overlap(array, alias) and not aliasing.same(array, alias):
             raise ValueError(f"out: expected {name} itself or memory apart from it, got an array that overlaps {name}")
     for name, other in others.items():
-        if other is not None and memory.overlap(array, other):
+        if other is not None and aliasing.overlap(array, other):
             raise ValueError(f"out: expected memory apart from {name}, got an array that overlaps it")
     return array
 
@@ -133,18 +132,18 @@ def updated(running: tuple[Array, Array], others: dict[str, Array | None]) -> No
     mean, var = running
     writable("running_mean", mean)
     writable("running_var", var)
-    if memory.overlap(mean, var):
+    if aliasing.overlap(mean, var):
         raise ValueError("running_mean: expected memory apart from running_var, got arrays that overlap")
     for name, other in others.items():
         for own, array in (("running_mean", mean), ("running_var", var)):
-            if other is not None and memory.overlap(array, other):
+            if other is not None and aliasing.overlap(array, other):
                 raise ValueError(f"{own}: expected memory apart from {name}, got arrays that overlap")
 
 
 def moments(value: object, channels: int, training: bool) -> Moments:
     """Check statistics that are given instead of taken."""
     if not isinstance(value, Moments):
-        raise TypeError(f"moments: expected None or fastbn.Moments, got {values.described(value)}")
+        raise TypeError(f"moments: expected None or fastbn.Moments, got {scalars.described(value)}")
     if not training:
         raise ValueError(
             "moments: expected None with training=False, which normalises with running_mean, running_var, got Moments"
@@ -156,24 +155,24 @@ def moments(value: object, channels: int, training: bool) -> Moments:
     return value
 
 
-def context(value: object) -> Array:
-    """Check what a forward pass left and return its x."""
+def context(value: object) -> Any:
+    """Check what a forward pass left and return its x, as the caller holds it."""
     if not isinstance(value, Context):
         raise TypeError(
-            f"ctx: expected the fastbn.Context that batch_norm returned with y, got {values.described(value)}"
+            f"ctx: expected the fastbn.Context that batch_norm returned with y, got {scalars.described(value)}"
         )
-    if value.x is None:
+    if value.like is None:
         raise ValueError(
             "ctx: expected one that still has x, but x was overwritten (out=x); "
             "give the forward pass another out, or none, to go back through it"
         )
-    return value.x
+    return value.like
 
 
 def sums(value: object, ctx: Context) -> BackwardSums:
     """Check backward sums that are given instead of taken."""
     if not isinstance(value, BackwardSums):
-        raise TypeError(f"sums: expected None or fastbn.BackwardSums, got {values.described(value)}")
+        raise TypeError(f"sums: expected None or fastbn.BackwardSums, got {scalars.described(value)}")
     if value.sum_dy.shape != (ctx.channels,):
         raise ValueError(f"sums: expected {ctx.channels} channels, as x has, got {value.sum_dy.size}")
     if not ctx.frozen and value.count != ctx.statistics_count:
@@ -205,12 +204,7 @@ def gradient(value: object, x: Array, name: str = "dy") -> Array:
 
 def differentiable(ctx: object) -> Array:
     """Check a context for derivatives beyond the gradients and return its x."""
-    if isinstance(ctx, Context) and ctx.where is not None:
-        raise ValueError(
-            "ctx: expected that of a forward pass on the CPU, got one of a GPU; "
-            "higher derivatives are computed on the CPU only, so pass batch_norm a NumPy array with device='cpu'"
-        )
-    x = context(ctx)
+    x: Array = context(ctx)
     assert isinstance(ctx, Context)
     if not ctx.own_statistics:
         raise ValueError(
@@ -225,7 +219,7 @@ def derivative(name: str, value: object, dtype: np.dtype[Any] | None, channels: 
     array = parameter(name, value, channels)
     if array is not None and dtype is None:
         of = "bias" if name.endswith("bias") else "weight"
-        raise ValueError(f"{name}: expected None, because the forward pass had no {of}, got {values.described(value)}")
+        raise ValueError(f"{name}: expected None, because the forward pass had no {of}, got {scalars.described(value)}")
     return array
 
 

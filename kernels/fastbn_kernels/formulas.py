@@ -85,6 +85,12 @@ def coefficients(low: float, var: float, weight: float, bias: float, eps: float)
 
 
 @scalar
+def running_average(old: float, new: float, momentum: float) -> float:
+    """Return a running statistic moved towards a new value."""
+    return old * (1.0 - momentum) + new * momentum
+
+
+@scalar
 def sum_with_xhat(sum_dy: float, sum_dy_xmu: float, low: float, invstd: float) -> float:
     """Return sum dy * xhat from the sums of dy and of dy * (x - mean), whose mean lacks its low part."""
     return (sum_dy_xmu - low * sum_dy) * invstd

@@ -3,26 +3,26 @@
 import importlib
 import sys
 
-import autograd
-import autograd.numpy as anp
 import numpy as np
 import pytest
-from autograd.core import make_vjp
-from autograd.test_util import check_grads
 
 import fastbn
 import reference
-from fastbn.adapters.autograd import batch_norm
-from grid import draw
+from grid import draw, drawn
 from tolerance import check_backward, check_differences, check_forward
+
+pytest.importorskip("autograd", reason="autograd is not installed; make test-all installs it")
+import autograd
+import autograd.numpy as anp
+from autograd.core import make_vjp
+from autograd.test_util import check_grads
+
+from fastbn.adapters.autograd import batch_norm
+
+pytestmark = pytest.mark.frameworks
 
 CALLS = "batch_norm", "batch_norm_backward", "batch_norm_double_backward", "batch_norm_jvp"
 GIVEN = [("x",), ("x", "weight"), ("x", "bias"), ("x", "weight", "bias"), ("weight",), ("bias",), ("weight", "bias")]
-
-
-def drawn(rng, shape, channels, dtype=np.float64, mean=0):
-    x, weight, bias = draw(rng, shape, dtype, mean=mean), draw(rng, channels, dtype), draw(rng, channels, dtype)
-    return x, weight, bias, draw(rng, shape, dtype)
 
 
 @pytest.fixture

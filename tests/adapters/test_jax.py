@@ -10,7 +10,7 @@ import fastbn
 from grid import affine, draw
 from processes import run
 
-pytest.importorskip("jax", reason="JAX is not installed; make test-frameworks installs it")
+pytest.importorskip("jax", reason="JAX is not installed; make test-all installs it")
 import jax
 import jax.numpy as jnp
 
@@ -151,22 +151,36 @@ def test_without_x64_everything_is_float32(rng):
     assert y.dtype == mean.dtype == var.dtype == np.float32
 
 
-def test_what_does_not_fit_is_refused_while_tracing():
+def test_what_does_not_fit_is_refused_while_tracing_in_the_words_of_fastbn():
     x, c = jnp.ones((4, 3)), jnp.ones(3)
-    for bad, message, arguments, options in (
-        (TypeError, "x: expected one of float32", (jnp.ones((4, 3), int),), {}),
-        (ValueError, "expected at least 2 dimensions", (c,), {}),
-        (ValueError, "expected at least 2 dimensions", (x,), {"axis": 2}),
-        (ValueError, r"weight: expected shape \(3,\), got \(4,\)", (x, jnp.ones(4)), {}),
-        (TypeError, "bias: expected float32 or float64, got float16", (x, c, c.astype("float16")), {}),
-        (ValueError, "running_mean, running_var: expected both", (x, c, c, c), {}),
-        (ValueError, "running_mean, running_var: expected both", (x, c, c), {"training": False}),
-        (ValueError, "eps, momentum, correction: expected eps > 0", (x,), {"eps": 0.0}),
-        (ValueError, "expected more values a channel", (x[:0],), {}),
-        (ValueError, "expected more values a channel", (x[:1], c, c, c, c), {}),
+    for bad, argument, arguments, options in (
+        (TypeError, "x", (jnp.ones((4, 3), int),), {}),
+        (ValueError, "x", (c,), {}),
+        (ValueError, "axis", (x,), {"axis": 2}),
+        (ValueError, "weight", (x, jnp.ones(4)), {}),
+        (TypeError, "bias", (x, c, c.astype("float16")), {}),
+        (ValueError, "running_var", (x, c, c, c), {}),
+        (ValueError, "running_mean, running_var", (x, c, c), {"training": False}),
+        (ValueError, "eps", (x,), {"eps": 0.0}),
+        (ValueError, "momentum", (x, c, c, c, c), {"momentum": 2}),
+        (ValueError, "x", (x[:0],), {}),
+        (ValueError, "correction", (x[:1], c, c, c, c), {}),
     ):
-        with pytest.raises(bad, match=message):
+        with pytest.raises(bad, match=f"^{argument}: expected") as ours:
             jax.jit(functools.partial(batch_norm, **options))(*arguments)
+        x_, weight, bias, *running = (np.array(a) for a in (*arguments, *[None] * (5 - len(arguments))))
+        given = {"weight": weight, "bias": bias} | dict(zip(("running_mean", "running_var"), running, strict=True))
+        given = {name: value for name, value in given.items() if value.ndim}
+        with pytest.raises(bad) as theirs:
+            fastbn.batch_norm(x_, **({"axis": -1} | options), **given)
+        assert str(ours.value).startswith(str(theirs.value))
+
+
+def test_an_empty_batch_passes_inference():
+    c = jnp.ones(3)
+    y, mean, var = batch_norm(jnp.ones((0, 3)), c, c, c, c, training=False)
+    assert y.shape == (0, 3)
+    np.testing.assert_array_equal([mean, var], np.ones((2, 3)))
 
 
 def test_forward_mode_is_refused():

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 import fastbn
-from fastbn.backends.cpu import plan
 from grid import affine, draw
 from plans import force
 from processes import run
 
-pytest.importorskip("jax", reason="JAX is not installed; make test-frameworks installs it")
+pytest.importorskip("jax", reason="JAX is not installed; make test-all installs it")
 import jax
 import jax.numpy as jnp
 
@@ -18,19 +17,31 @@ from fastbn_kernels.build.decorators import scalar
 
 pytestmark = pytest.mark.frameworks
 
-# Shape, axis, changes of the plan, and the kernels that then take it: training, inference, backward.
+TRAINING, INFERENCE, BACKWARD = "forward", "normalize", "backward"
+
+
+def kernels(*families):
+    """The kernels of a training pass, of inference and of a backward pass."""
+    return [f"{what}_{family}" for what, family in zip((TRAINING, INFERENCE, BACKWARD), families, strict=True)]
+
+
+def calls(family):
+    return [f"call_{what}_{family}" for what in ("forward", "forward", "backward")]
+
+
+# Shape, axis, changes of the plan, and the kernels that then take it.
 PLANS = {
-    "small rows": ((32, 24), 1, {}, ("call_forward_adjacent", "call_forward_adjacent", "call_backward_adjacent")),
-    "small runs": ((6, 5, 4), 1, {}, ("call_forward_apart", "call_forward_apart", "call_backward_apart")),
-    "rows, wide": ((4, 5000), 1, {"parallel": False}, ("forward_adjacent", "normalize_adjacent", "backward_adjacent")),
-    "rows": ((3000, 24), 1, {}, ("forward_adjacent", "normalize_adjacent", "backward_adjacent")),
-    "channels last": ((20, 9, 11, 24), -1, {}, ("forward_adjacent", "normalize_adjacent", "backward_adjacent")),
-    "short": ((16, 24, 10, 10), 1, {}, ("forward_short", "normalize_short", "backward_short")),
-    "runs": ((4, 6, 40, 45), 1, {"whole": True}, ("forward_apart", "normalize_apart", "backward_apart")),
-    "tiles": ((4, 6, 40, 45), 1, {"whole": False}, ("normalize_apart", "normalize_apart", "gradient_apart")),
+    "small rows": ((32, 24), 1, {}, calls("channels_last")),
+    "small segments": ((6, 5, 4), 1, {}, calls("channels_first")),
+    "rows, wide": ((4, 5000), 1, {}, calls("channels_last")),
+    "rows": ((3000, 24), 1, {}, kernels(*["channels_last"] * 3)),
+    "channels last": ((20, 9, 11, 24), -1, {}, kernels(*["channels_last"] * 3)),
+    "short segments": ((16, 24, 10, 10), 1, {}, kernels(*["short_segments"] * 3)),
+    "segments": ((4, 6, 40, 45), 1, {"family": "channels_first"}, kernels(*["channels_first"] * 3)),
+    "tiles": ((4, 6, 40, 45), 1, {"family": "tiles"}, kernels("tiles", "channels_first", "tiles")),
     "overlapped": (
-        (2, 4, 80, 80), 1, {"whole": True, "stretches": 2, "past_cache": (True, True)},
-        ("forward_overlapped", "normalize_apart", "backward_overlapped"),
+        (2, 4, 80, 80), 1, {"family": "overlapped", "groups": 2, "past_cache": (True, True)},
+        kernels("overlapped", "channels_first", "overlapped"),
     ),
 }  # fmt: skip
 
@@ -54,7 +65,7 @@ def called(monkeypatch):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", PLANS)
 def test_every_plan_gives_the_bits_of_fastbn(rng, monkeypatch, called, name, training):
-    shape, axis, changes, kernels = PLANS[name]
+    shape, axis, changes, expected_kernels = PLANS[name]
     force(monkeypatch, **changes)
     x, dy = draw(rng, shape, np.float32, mean=3), draw(rng, shape, np.float32)
     weight, bias = affine(rng, shape[axis], np.float32)
@@ -73,11 +84,8 @@ def test_every_plan_gives_the_bits_of_fastbn(rng, monkeypatch, called, name, tra
     for got, exact in zip(found, (expected, grads.dx, grads.dweight, grads.dbias, *running), strict=True):
         assert got.dtype == exact.dtype
         np.testing.assert_array_equal(got, exact)
-    backward = "backward_apart" if name == "overlapped" and not training else kernels[2]  # nothing to be summed twice
-    for target, kernel in zip(called, (kernels[0 if training else 1], backward), strict=True):
-        assert f"_{kernel}_float32_" in target
-    parallel = np.prod(shape) >= plan.PARALLEL_FROM and changes.get("parallel", True)
-    assert all(target.endswith("parallel" if parallel else "serial") for target in called)
+    for target, kernel in zip(called, (expected_kernels[0 if training else 1], expected_kernels[2]), strict=True):
+        assert target == f"fastbn_{kernel}_float32"
 
 
 def test_what_kernels_do_not_take_goes_through_python(rng, called, monkeypatch):
@@ -112,13 +120,13 @@ def test_no_memory_is_an_error_of_jax(fails):
     """As a kernel does that cannot have its workspace, by raising MemoryError."""
 
     @scalar
-    def body(given, kernel, other, like, own, form):
+    def body(given, kernel, like, own, form):
         if fails:
             raise MemoryError
         return False
 
     name = f"fastbn_test_no_memory_{fails}"
-    xla._register(name, body, "float32", (0, 0), [0])
+    xla._register(name, body, "float32", (0, 0), 0)
     call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((1,), np.float32))
     if fails:
         with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED: fastbn: no memory left"):

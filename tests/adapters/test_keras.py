@@ -9,7 +9,7 @@ import fastbn
 from grid import draw
 
 os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND", "jax")  # before Keras is imported; its default is absent
-pytest.importorskip("keras", reason="Keras is not installed; make test-frameworks installs it")
+pytest.importorskip("keras", reason="Keras is not installed; make test-all installs it")
 import keras
 
 from fastbn.adapters.keras import from_keras, to_keras

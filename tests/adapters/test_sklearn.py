@@ -11,7 +11,7 @@ import reference
 from grid import draw
 from tolerance import check, relative
 
-pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+pytest.importorskip("sklearn", reason="scikit-learn is not installed; make test-all installs it")
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
@@ -19,6 +19,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fastbn.adapters.sklearn import BatchNormScaler
+
+pytestmark = pytest.mark.frameworks
 
 DTYPES = [np.float32, np.float64]
 U = 2.0**-53

@@ -5,13 +5,18 @@ import sys
 
 import numpy as np
 import pytest
-from thinc.api import Adam, Config, Linear, Relu, Softmax, chain, data_validation, registry, with_array
 
 import fastbn
 import reference
-from fastbn.adapters.thinc import BatchNorm
 from grid import draw
 from tolerance import check_backward, check_differences, check_forward
+
+pytest.importorskip("thinc", reason="thinc is not installed; make test-all installs it")
+from thinc.api import Adam, Config, Linear, Relu, Softmax, chain, data_validation, registry, with_array
+
+from fastbn.adapters.thinc import BatchNorm
+
+pytestmark = pytest.mark.frameworks
 
 STATISTICS = "running_mean", "running_var"
 

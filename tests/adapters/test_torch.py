@@ -8,7 +8,7 @@ import pytest
 import fastbn
 from grid import draw
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed; make test-frameworks installs it")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed; make test-all installs it")
 # Parts of PyTorch are scripted when they are first used, which PyTorch itself deprecates.
 pytestmark = [pytest.mark.frameworks, pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")]
 

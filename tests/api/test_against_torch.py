@@ -6,7 +6,7 @@ import pytest
 import fastbn
 from grid import affine, draw
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed; make test-frameworks installs it")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed; make test-all installs it")
 pytestmark = pytest.mark.frameworks
 
 # PyTorch's float32 sums err by up to some 1e-5 of the terms in channels-last; its float64 ones agree to 1e-11.

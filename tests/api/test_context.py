@@ -13,7 +13,7 @@ def test_a_context_made_again_from_its_parts_goes_back_with_the_same_bits(rng, t
     weight, bias = affine(rng, 5, np.float32)
     mean, var = draw(rng, 5, np.float32), rng.uniform(0.5, 2, 5).astype(np.float32)
     _, ctx = fastbn.batch_norm(x, weight, bias, running_mean=mean, running_var=var, training=training)
-    parts = ctx.axis, ctx.count, ctx.table.copy(), ctx.weight_dtype, ctx.bias_dtype, ctx.frozen
+    parts = ctx.axis, ctx.count, ctx.saved.copy(), ctx.weight_dtype, ctx.bias_dtype, ctx.frozen
     again = fastbn.batch_norm_backward(dy, fastbn.Context(x.copy(), *parts))
     expected = fastbn.batch_norm_backward(dy, ctx)
     for name in ("dx", "dweight", "dbias"):

@@ -12,6 +12,7 @@ from tolerance import check, check_backward, check_forward, relative
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("shape", "axis"), SMALL + LARGE)
+@pytest.mark.bounds
 def test_batch_moments(rng, shape, axis, dtype):
     x = draw(rng, shape, dtype, mean=5)
     m = fastbn.batch_moments(x, axis=axis)
@@ -74,6 +75,7 @@ def test_welford_one_value_at_a_time(rng):
 
 @pytest.mark.parametrize("cuts", [[10], [1, 2], [5, 20, 29]])
 @pytest.mark.parametrize("shape", [(30, 6), (30, 6, 7), (30, 40, 8, 8)])
+@pytest.mark.bounds
 def test_ranks_that_share_statistics_are_one_batch(rng, shape, cuts):
     """Every rank normalises its part with all ranks' moments, and goes back with all ranks' sums."""
     x, dy = draw(rng, shape, np.float32, mean=2), draw(rng, shape, np.float32)

@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+from hypothesis import settings
 
 import fastbn
 import reference
@@ -15,6 +16,11 @@ NAMES = (
 )
 MESSAGE = re.compile(rf"(?s)({NAMES})(, ({NAMES}))*: expected .*, (but|got) |state: expected the keys")
 MODERATE = 1e15
+
+
+def examples(weight):
+    """So many hundredths of what the profile has for all of them: 1,000 by default, 20,000 in the nightly one."""
+    return settings(max_examples=weight * settings.default.max_examples // 10)
 
 
 def values(array):

@@ -1,7 +1,8 @@
 """Every function with anything: the right answer, or one clear error with nothing written; no warning, no crash."""
 
 import numpy as np
-from hypothesis import given, settings
+import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fastbn
@@ -9,14 +10,11 @@ import reference
 from fuzz import calls, legal
 from fuzz.arrays import JUNK, Memory, junk, stored, values
 from fuzz.calls import Call
-from fuzz.check import Before, answered, called
+from fuzz.check import Before, answered, called, examples
 from fuzz.check import values as held
 from tolerance import check, relative
 
-
-def examples(weight):
-    """So many hundredths of what the profile has for all of them: 1,000 by default, 20,000 in the nightly one."""
-    return settings(max_examples=weight * settings.default.max_examples // 10)
+pytestmark = pytest.mark.bounds
 
 
 def go_back(data, call, before, x_before, ctx):

@@ -3,13 +3,12 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from test_fuzz import examples
 
 import fastbn
 from fuzz import calls, legal
 from fuzz.arrays import DATA, JUNK, PARAMETERS, Memory, any_array, stored, values
 from fuzz.calls import Call
-from fuzz.check import Before, answered, called
+from fuzz.check import Before, answered, called, examples
 from fuzz.check import values as held
 
 JUNK = st.sampled_from(JUNK)

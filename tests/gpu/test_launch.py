@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("numba_cuda", reason="needs numba-cuda")
+pytestmark = pytest.mark.slow  # it needs NVIDIA's compiler, which `make test-all` installs
 
 
 @pytest.fixture(scope="module", params=["float32 [32, 64, 56, 56]", "float16 [640, 48]"])
@@ -39,7 +40,7 @@ def test_one_launch_each(told):
     assert [len(told[name]) for name in ("forward", "backward", "inference")] == [1, 1, 1]
 
 
-def test_blocks_that_wait_are_launched_together(told):
+def test_blocks_that_wait_for_each_other_are_launched_together(told):
     assert [told[name][0]["cooperative"] for name in ("forward", "backward", "inference")] == [True, True, False]
     for name in ("forward", "backward"):
         assert told[name][0]["grid"][0] * told[name][0]["block"][0] <= 132 * 2 * 256
@@ -52,9 +53,9 @@ def test_launches_are_on_the_stream_of_the_caller(told):
 def test_arguments_are_addresses_and_numbers_in_order(told):
     at = told["addresses"]
     forward, backward = told["forward"][0]["arguments"], told["backward"][0]["arguments"]
-    assert forward[:2] == [at["x"], at["weight"]]
-    assert forward[5:10] == [0.25, 1.0, 1e-5, at["y"], told["table"]]
-    assert backward[:5] == [at["dy"], at["x"], told["table"], 0, at["dy"]]
+    assert forward[:3] == [at["x"], told["saved"], at["weight"]]
+    assert forward[6:10] == [0.25, 1.0, 1e-5, at["y"]]
+    assert backward[:5] == [at["dy"], at["x"], told["saved"], 0, at["dy"]]
     assert told["inference"][0]["arguments"][0] == at["x"]
 
 

@@ -55,8 +55,8 @@ def test_different_barriers_are_an_error():
 
 
 def test_waiting_for_nobody_is_an_error():
-    def stuck(words):
-        while words[0] == 0:
+    def stuck(barriers):
+        while barriers[0] == 0:
             simulator.spin()
 
     with pytest.raises(RuntimeError, match="no block can go on"):
@@ -77,21 +77,21 @@ def test_beyond_the_data_is_an_error():
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 7])
-def test_a_barrier_of_a_team_holds_until_all_are_there(blocks):
-    """Two teams, each many times over, in a random order."""
+def test_a_barrier_of_a_group_holds_until_all_are_there(blocks):
+    """Two groups, each many times over, in a random order."""
 
-    def rounds(words, log):
-        team, rank = cuda.blockIdx.x // blocks, cuda.blockIdx.x % blocks
+    def rounds(barriers, log):
+        group, rank = cuda.blockIdx.x // blocks, cuda.blockIdx.x % blocks
         for i in range(5):
             if cuda.threadIdx.x == 0:
-                log[team, i, rank] = 1
-            barrier.team_barrier(words, team, blocks)
-            assert log[team, i].all()
+                log[group, i, rank] = 1
+            barrier.block_group_barrier(barriers, group, blocks)
+            assert log[group, i].all()
 
-    words = np.zeros(2 * barrier.APART, np.uint32)
+    barriers = np.zeros(2 * barrier.BARRIER, np.uint32)
     for _ in range(3):
-        run(rounds, 2 * blocks, 32, words, np.zeros((2, 5, blocks)))
-        assert (words[:: barrier.APART] == 0).all(), "the next launch would not find its barrier as it expects it"
+        run(rounds, 2 * blocks, 32, barriers, np.zeros((2, 5, blocks)))
+        assert (barriers[:: barrier.BARRIER] == 0).all(), "the next launch would not find its barrier as it expects it"
 
 
 @pytest.mark.parametrize("least", [1, 4, 32])
@@ -110,36 +110,36 @@ def test_the_sum_of_a_warp(rng, least):
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 20])
-def test_the_sums_of_a_team(rng, blocks):
+def test_the_sums_of_a_group(rng, blocks):
     values = rng.standard_normal((2, blocks * 64))
 
-    def summed(x, result, slots, words):
+    def summed(x, result, slots, barriers):
         scratch = cuda.shared.array(16, np.float64)
         i = cuda.blockIdx.x * 64 + cuda.threadIdx.x
-        a, b = reduce.team_sums(x[0, i], x[1, i], scratch, 0, cuda.blockIdx.x, blocks, 1, 0, slots, words)
+        a, b = reduce.block_group_sums(x[0, i], x[1, i], scratch, 0, cuda.blockIdx.x, blocks, 1, 0, slots, barriers)
         result[:, i] = a, b
 
     result = np.empty((2, blocks * 64))
-    run(summed, blocks, 64, values, result, np.empty(4 * blocks), np.zeros(barrier.APART, np.uint32))
+    run(summed, blocks, 64, values, result, np.empty(4 * blocks), np.zeros(barrier.BARRIER, np.uint32))
     np.testing.assert_allclose(result, np.broadcast_to(values.sum(1, keepdims=True), result.shape), rtol=1e-12)
-    assert (result == result[:, :1]).all(), "threads of a team have different sums"
+    assert (result == result[:, :1]).all(), "threads of a group have different sums"
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 16, 20])
 def test_the_sums_of_columns(rng, blocks):
     values = rng.standard_normal((blocks, 24))
 
-    def summed(x, result, slots, words):
+    def summed(x, result, slots, barriers):
         sums = cuda.shared.array(24, np.float64)
         if cuda.threadIdx.x < 24:
             sums[cuda.threadIdx.x] = x[cuda.blockIdx.x, cuda.threadIdx.x]
         cuda.syncthreads()
-        reduce.team_columns(sums, 24, 0, cuda.blockIdx.x, blocks, 1, 1, slots, words)
+        reduce.block_group_columns(sums, 24, 0, cuda.blockIdx.x, blocks, 1, 1, slots, barriers)
         if cuda.threadIdx.x < 24:
             result[cuda.blockIdx.x, cuda.threadIdx.x] = sums[cuda.threadIdx.x]
 
     result = np.empty((blocks, 24))
     slots = np.empty((2 * blocks + 2) * 24)
-    run(summed, blocks, 32, values, result, slots, np.zeros(barrier.APART, np.uint32))
+    run(summed, blocks, 32, values, result, slots, np.zeros(barrier.BARRIER, np.uint32))
     np.testing.assert_allclose(result, np.broadcast_to(values.sum(0), (blocks, 24)), rtol=1e-12)
     assert (result == result[0]).all()

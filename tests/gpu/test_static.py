@@ -25,10 +25,10 @@ ret;
 
 
 def judged(code, **changes):
-    row = gpu_static.Row("forward_apart", "float32", "90", registers=100, shared=144)
+    row = gpu_static.Row("forward_channels_first", "float32", "90", registers=100, shared=144)
     for name, value in changes.items():
         setattr(row, name, value)
-    gpu_static.judge(row, code, scalars=False, waits=True)
+    gpu_static.judge(row, code, scalars=False, cooperative=True)
     return row
 
 

@@ -5,16 +5,20 @@ import pytest
 
 from conftest import CHECKED
 
-pytestmark = pytest.mark.skipif(not CHECKED, reason="the run with NUMBA_BOUNDSCHECK=1 does this")
+pytestmark = [
+    pytest.mark.bounds,
+    pytest.mark.skipif(not CHECKED, reason="the run with NUMBA_BOUNDSCHECK=1 does this"),
+]
 
 
 def normalize(shape, short):
     """Run a kernel whose output is `short` elements too small for its input."""
-    from fastbn_kernels.cpu.normalize import normalize_apart
+    from fastbn_kernels.cpu import kernel
+    from fastbn_kernels.saved import ROWS
 
     x, C = np.ones(shape, np.float32), shape[1]
     y = np.empty((1, 1, x.size - short), np.float32)
-    normalize_apart.get(x.dtype, False)(x, np.ones(C), np.ones(C), np.ones(C), False, y)
+    kernel("normalize_channels_first").get(x.dtype, False)(x, np.ones((ROWS, C)), 1.0, False, 0, y)
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 16), (4, 3, 5), (4, 3, 40)])
@@ -25,8 +29,8 @@ def test_a_vector_or_part_of_one_out_of_range_is_an_error(shape):
 
 
 def test_a_scalar_index_out_of_range_is_an_error():
-    from fastbn_kernels.cpu.normalize import fold_parameters
+    from fastbn_kernels.cpu import kernel
 
-    arrays = [np.ones(3) for _ in range(4)]
+    x, running, saved = np.ones((4, 3, 2), np.float32), np.ones(3, np.float32), np.ones((2, 3))
     with pytest.raises(IndexError):
-        fold_parameters.get(arrays[0].dtype, False)(*arrays, 1.0, np.empty(3), np.empty(3), np.empty(2))
+        kernel("update_running").get(x.dtype, False)(x, running, running, 0.5, 1.0, saved)

@@ -1,4 +1,4 @@
-"""Every vector operation means what `vector_python` says, at every part of a vector and every alignment."""
+"""Every vector operation means what `simd_python` says, at every part of a vector and every alignment."""
 
 import numpy as np
 import pytest
@@ -11,41 +11,39 @@ from fastbn_kernels.cpu.simd.ops import (
     fma,
     keep,
     load,
-    load_part,
     mul,
     offset_from_line,
     prefetch,
     splat,
     store,
-    store_part,
     stream,
     sub,
     total,
 )
-from simulated import simd_python as vector_python
+from simulated import simd_python as simd_python
 
 COUNTS = range(vector.LANES)
 
 
 @njit
 def copy(x, i, y, j):
-    store(y, j, load(x, i))
+    store(y, j, None, load(x, i, None))
 
 
 @njit
 def copy_part(x, i, count, y, j):
     prefetch(x, i + 1000)
-    store_part(y, j, count, load_part(x, i, count))
+    store(y, j, count, load(x, i, count))
 
 
 @njit
 def copy_whole_part(x, i, count, y, j):
-    store(y, j, load_part(x, i, count))
+    store(y, j, None, load(x, i, count))
 
 
 @njit
 def copy_past_the_cache(x, i, y, j):
-    stream(y, j, load(x, i))
+    stream(y, j, load(x, i, None))
     fence()
 
 
@@ -56,18 +54,18 @@ def line(x, i):
 
 @njit
 def arithmetic(a, b, c, count, out):
-    va, vb, vc = load(a, 0), load(b, 0), load(c, 0)
-    store(out, 0, add(va, vb))
-    store(out, 16, sub(va, vb))
-    store(out, 32, mul(va, vb))
-    store(out, 48, fma(va, vb, vc))
-    store(out, 64, keep(va, count))
-    store(out, 80, splat(a, 3.5))
+    va, vb, vc = load(a, 0, None), load(b, 0, None), load(c, 0, None)
+    store(out, 0, None, add(va, vb))
+    store(out, 16, None, sub(va, vb))
+    store(out, 32, None, mul(va, vb))
+    store(out, 48, None, fma(va, vb, vc))
+    store(out, 64, None, keep(va, count))
+    store(out, 80, None, splat(a, 3.5))
     return total(va)
 
 
 def python_arithmetic(a, b, c, count):
-    p = vector_python
+    p = simd_python
     values = [p.add(a, b), p.sub(a, b), p.mul(a, b), a * b + c, p.keep(a, count), p.splat(a, 3.5)]
     return np.concatenate(values), p.total(a)
 
@@ -85,21 +83,21 @@ def same(function, python, source, dtype, *arguments):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_load_and_store(rng, dtype):
     x = rng.standard_normal((5, 16)).astype(dtype)
-    p = vector_python
+    p = simd_python
     for i in (0, 1, 7, 64):
         for j in (0, 3, 64):
-            same(copy, lambda x, i, y, j: p.store(y, j, p.load(x, i)), x, dtype, i, j)
+            same(copy, lambda x, i, y, j: p.store(y, j, None, p.load(x, i, None)), x, dtype, i, j)
     for count in COUNTS:
         for i in (0, 5, 80 - count):  # the last part ends with the array
-            same(copy_part, lambda x, i, n, y, j: p.store_part(y, j, n, p.load_part(x, i, n)), x, dtype, i, count, 40)
-            same(copy_whole_part, lambda x, i, n, y, j: p.store(y, j, p.load_part(x, i, n)), x, dtype, i, count, 40)
+            same(copy_part, lambda x, i, n, y, j: p.store(y, j, n, p.load(x, i, n)), x, dtype, i, count, 40)
+            same(copy_whole_part, lambda x, i, n, y, j: p.store(y, j, None, p.load(x, i, n)), x, dtype, i, count, 40)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_past_the_cache(rng, dtype):
     x = rng.standard_normal(80).astype(dtype)
     y = np.full(96, np.nan, dtype)
-    first = next(i for i in range(32) if vector_python.offset_from_line(y, i) == 0)
+    first = next(i for i in range(32) if simd_python.offset_from_line(y, i) == 0)
     copy_past_the_cache(x, 3, y, first)
     np.testing.assert_array_equal(y[first : first + 16], x[3:19])
     assert np.isnan(np.delete(y, slice(first, first + 16))).all()
@@ -108,7 +106,7 @@ def test_past_the_cache(rng, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_offset_from_line(dtype):
     x = np.empty(64, dtype)
-    assert [line(x, i) for i in range(64)] == [vector_python.offset_from_line(x, i) for i in range(64)]
+    assert [line(x, i) for i in range(64)] == [simd_python.offset_from_line(x, i) for i in range(64)]
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -139,7 +137,7 @@ def test_stores_past_the_cache_are_vectors():
         pytest.skip("looks at x86 assembly")
     x = np.zeros(80, np.float32)
     y = np.zeros(96, np.float32)
-    first = next(i for i in range(32) if vector_python.offset_from_line(y, i) == 0)
+    first = next(i for i in range(32) if simd_python.offset_from_line(y, i) == 0)
     copy_past_the_cache(x, 0, y, first)
     assembly = "\n".join(copy_past_the_cache.inspect_asm().values())
     assert "movntps" in assembly

@@ -10,9 +10,8 @@ import pytest
 from numba import config, njit, types
 
 from assembly import DECODING, Loop, check, complaints, has, innermost_loops
-from fastbn_kernels.cpu import overlapped as overlap
-from fastbn_kernels.cpu.loops import row_streams as bands
-from fastbn_kernels.cpu.loops import segments as runs
+from fastbn_kernels.cpu import overlapped
+from fastbn_kernels.cpu.loops import row_streams, segments
 from fastbn_kernels.cpu.simd.ops import LANES, add, fma, load, mul, splat, store, sub, total, widen
 
 pytestmark = [
@@ -29,108 +28,116 @@ EVERY_DTYPE = pytest.mark.parametrize(
     "data", [pytest.param(data, id=str(data), marks=OLD if data.bitwidth == 16 else ()) for data in DECODING]
 )
 
-# The arguments of a function, a letter each: x, data; y, results; n, numbers a column; s, sums; i, an index; f, a
-# number; b, a flag. And what one turn of each of its loops does. Sums multiply the first of eight vectors and fuse the
-# others; subtracting a shift or a mean is an addition.
+# The arguments of a function, a letter each: x, data; y, results; p, parameters a column; s, sums of columns; i, an
+# index; f, a number, and a digit, so many in a tuple; b, a flag; -, None. And what one turn of each of its loops does.
+# Sums multiply the first of eight vectors and fuse the others; subtracting a shift or a mean is an addition. A loop is
+# made of the forward pass, of the backward pass, and of that through frozen statistics.
 EIGHT = {"fma": 7, "mul": 1, "add": 8 + 7, "wide": 2}
 ONE = {"mul": 1, "add": 1, "wide": 2}
-FUNCTIONS = {
-    runs.runs_sums: ("xiiiif", Loop(**EIGHT, loads=8), Loop(**ONE, loads=1)),
-    runs.runs_gradient_sums: ("xxiiiif", Loop(**EIGHT, loads=16), Loop(**ONE, loads=2)),
-    runs.run_normalize: ("xiifffyb", Loop(fma=1, add=1, loads=1, past_cache=1), Loop(fma=1, add=1, loads=1)),
-    runs.run_gradient: ("xxiiffffyb", Loop(fma=2, add=1, loads=2, past_cache=1), Loop(fma=2, add=1, loads=2)),
-    runs.run_scale: ("xiify", Loop(mul=1, loads=1)),
-    bands.band_sums: ("xiiinss", Loop(**EIGHT, loads=8)),
-    bands.row_sums: ("xiinss", Loop(**ONE, loads=1)),
-    bands.band_gradient_sums: ("xxiiinss", Loop(fma=3, mul=1, add=4 + 3, wide=2, loads=8)),
-    bands.row_gradient_sums: ("xxiinss", Loop(**ONE, loads=2)),
-    bands.band_normalize: ("xiiinnnyb", Loop(fma=2, add=2, loads=2, past_cache=2), Loop(fma=2, add=2, loads=2)),
-    bands.wide_band_normalize: ("xiiinnnyb", Loop(fma=4, add=4, loads=4, past_cache=4), Loop(fma=4, add=4, loads=4)),
-    bands.band_gradient: ("xxiiinnnnyb", Loop(fma=4, add=2, loads=4, past_cache=2), Loop(fma=4, add=2, loads=4)),
-    bands.rows_scale: ("xiiiiny", Loop(mul=1, loads=1)),
+
+
+def twice(**of_one):
+    return {what: 2 * count for what, count in of_one.items()}
+
+
+FORWARD, BACKWARD, FROZEN = {"fma": 1, "add": 1, "loads": 1}, {"fma": 2, "add": 1, "loads": 2}, {"mul": 1, "loads": 1}
+FUNCTIONS = [
+    (segments.segments_sums, "-xiiii1-", Loop(**EIGHT, loads=8), Loop(**ONE, loads=1)),
+    (segments.segments_sums, "xxiiii1-", Loop(**EIGHT, loads=16), Loop(**ONE, loads=2)),
+    (segments.write_segment, "-xii3yb-", Loop(**FORWARD, past_cache=1), Loop(**FORWARD)),
+    (segments.write_segment, "xxii4yb-", Loop(**BACKWARD, past_cache=1), Loop(**BACKWARD)),
+    (segments.write_segment, "x-ii1yb-", Loop(**FROZEN, past_cache=1), Loop(**FROZEN)),
+    (row_streams.sum_streams, "-xiiipis-", Loop(**EIGHT, loads=8)),
+    (row_streams.sum_streams, "xxiiipis-", Loop(fma=3, mul=1, add=4 + 3, wide=2, loads=8)),
+    (row_streams.sum_row, "-xiipis-", Loop(**ONE, loads=1)),
+    (row_streams.sum_row, "xxiipis-", Loop(**ONE, loads=2)),
+    (row_streams.write_two, "-xiiipiyb-", Loop(**twice(**FORWARD), past_cache=2), Loop(**twice(**FORWARD))),
+    (row_streams.write_two, "xxiiipiyb-", Loop(**twice(**BACKWARD), past_cache=2), Loop(**twice(**BACKWARD))),
+    (row_streams.write_two, "x-iiipiyb-", Loop(**twice(**FROZEN), past_cache=2), Loop(**twice(**FROZEN))),
+    (row_streams.write_four, "-xiiipiyb-", Loop(fma=4, add=4, loads=4, past_cache=4), Loop(fma=4, add=4, loads=4)),
     # The sums of eight vectors, and eight others written.
-    overlap.runs_normalize_and_sums: (
-        "xiiiifffyif",
-        Loop(fma=7 + 8, mul=1, add=8 + 7 + 8, wide=2, loads=16, past_cache=8),
-        Loop(fma=1, add=1, loads=1, past_cache=1),
+    (
+        overlapped.write_and_sum_segments, "-xiiii3yi1-",
+        Loop(fma=7 + 8, mul=1, add=8 + 7 + 8, wide=2, loads=16, past_cache=8), Loop(**FORWARD, past_cache=1),
     ),
-    overlap.runs_gradient_and_sums: (
-        "xxiiiiffffyif",
-        Loop(fma=7 + 16, mul=1, add=8 + 7 + 8, wide=2, loads=32, past_cache=8),
-        Loop(fma=2, add=1, loads=2, past_cache=1),
+    (
+        overlapped.write_and_sum_segments, "xxiiii4yi1-",
+        Loop(fma=7 + 16, mul=1, add=8 + 7 + 8, wide=2, loads=32, past_cache=8), Loop(**BACKWARD, past_cache=1),
     ),
-}
+]  # fmt: skip
+NAMES = [f"{function.__name__} {letters}" for function, letters, *_ in FUNCTIONS]
 
 
 def compiled(function, letters, data):
     """The assembly of a function for data of a Numba dtype."""
-    ndim = 2 if function.__module__ == bands.__name__ else 3
-    numbers = types.float32 if data.bitwidth == 16 else types.float64
+    ndim = 2 if function.__module__ == row_streams.__name__ else 3
+    params = types.float32 if data.bitwidth == 16 else types.float64
     kinds = {
         "x": types.Array(data, ndim, "C", readonly=True),
         "y": types.Array(data, ndim, "C"),
-        "n": types.Array(numbers, 1, "C"),
-        "s": types.Array(types.float64, 1, "C"),
+        "p": types.Array(params, 2, "C"),
+        "s": types.Array(types.float64, 2, "C"),
+        "S": types.Array(types.float64, 1, "C"),
         "i": types.intp,
         "f": types.float64,
         "b": types.boolean,
-    }
+        "-": types.none,
+    } | {str(count): types.UniTuple(types.float64, count) for count in range(1, 5)}
     signature = tuple(kinds[letter] for letter in letters)
     function.compile(signature)
     return function.inspect_asm(signature)
 
 
 @EVERY_DTYPE
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
-def test_a_hot_loop_is_made_of_whole_vectors(function, data):
-    if function.__module__ == overlap.__name__ and not has("avx512f"):
+@pytest.mark.parametrize("row", FUNCTIONS, ids=NAMES)
+def test_a_hot_loop_is_made_of_whole_vectors(row, data):
+    function, letters, *wanted = row
+    if function.__module__ == overlapped.__name__ and not has("avx512f"):
         pytest.skip("16 registers do not hold two loops in one, nor does LLVM unroll all of them then")
-    letters, *wanted = FUNCTIONS[function]
     assembly = compiled(function, letters, data)
     for loop in wanted:
         check(assembly, loop, data)
 
 
 def test_columns_are_added_up_in_whole_vectors():
-    check(compiled(runs.column_total, "sii", types.float64), Loop(add=1), types.float64)
+    check(compiled(segments.column_total, "Sii", types.float64), Loop(add=1), types.float64)
 
 
 def test_every_loop_is_looked_at():
     """A new function of these modules that loops over vectors belongs in the table."""
-    looking = {function.__name__ for function in FUNCTIONS} | {"column_total"}
-    for module in (runs, bands, overlap):
+    looking = {function.__name__ for function, *_ in FUNCTIONS} | {"column_total", "add_to"}
+    for module in (segments, row_streams, overlapped):
         for name, function in vars(module).items():
             if getattr(function, "__module__", "") == module.__name__ and hasattr(function, "py_func"):
-                assert name in looking or not {"load", "store", "stream"} & set(function.py_func.__code__.co_names), (
-                    name
-                )
+                called = set(function.py_func.__code__.co_names)
+                assert name in looking or not {"load", "store", "stream", "first_sums", "result"} & called, name
 
 
 # ---------------------------------------------------------------- what the checker refuses
 
 
 @njit(error_model="numpy")
-def one_by_one(x, start, step, runs, length, k):
+def one_by_one(dy, x, start, step, segments, length, shift, tail):
     t = q = 0.0
     for i in range(length):
-        d = x.flat[i] - k
+        d = x.flat[i] - shift[0]
         t += d
         q += d * d
     return t, q
 
 
 @njit(error_model="numpy")
-def four_at_once(x, start, step, runs, length, k):
-    """`runs_sums`, folded four times and not eight."""
-    shift = splat(x, k)
+def four_at_once(dy, x, start, step, segments, length, shift, tail):
+    """`segments_sums`, folded four times and not eight."""
+    k = splat(x, shift[0])
     t = widen(splat(x, 0.0))
     q = t
     i = start
     while i + 4 * LANES <= length:
-        d = sub(load(x, i), shift)
+        d = sub(load(x, i, None), k)
         t4, q4 = d, mul(d, d)
         for j in range(1, 4):
-            d = sub(load(x, i + j * LANES), shift)
+            d = sub(load(x, i + j * LANES, None), k)
             t4, q4 = add(t4, d), fma(d, d, q4)
         t, q = add(t, widen(t4)), add(q, widen(q4))
         i += 4 * LANES
@@ -138,30 +145,33 @@ def four_at_once(x, start, step, runs, length, k):
 
 
 @njit(error_model="numpy")
-def through_the_cache(x, start, length, mean, scale, shift, y, past_cache):
-    m, a, b = splat(x, mean), splat(x, scale), splat(x, shift)
+def through_the_cache(dy, x, start, length, params, y, past_cache, tail):
+    m, a, b = splat(x, params)
     i = start
     while i + LANES <= length:
-        store(y, i, fma(sub(load(x, i), m), a, b))
+        store(y, i, None, fma(sub(load(x, i, None), m), a, b))
         i += LANES
+
+
+SUMS, FORWARD_SEGMENT, FROZEN_SEGMENT = FUNCTIONS[0], FUNCTIONS[2], FUNCTIONS[4]
 
 
 @EVERY_DTYPE
 @pytest.mark.parametrize(
     ("function", "like"),
     [
-        (one_by_one, runs.runs_sums),
-        (four_at_once, runs.runs_sums),
-        (through_the_cache, runs.run_normalize),
-        (runs.run_scale, runs.run_scale),
+        (one_by_one, SUMS),
+        (four_at_once, SUMS),
+        (through_the_cache, FORWARD_SEGMENT),
+        (segments.write_segment, FROZEN_SEGMENT),
     ],
-    ids=lambda function: function.__name__,
+    ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_the_checker_refuses_loops_of_another_kind(function, like, data):
     """The last one is the right loop for the wrong dtype."""
-    letters, wanted, *_ = FUNCTIONS[like]
+    right, letters, wanted, *_ = like
     other = {types.float32: types.float64, types.float64: types.int16, types.int16: types.uint16}
-    asked = other.get(data, types.float32) if function is like else data
+    asked = other.get(data, types.float32) if function is right else data
     assembly = compiled(function, letters, data)
     with pytest.raises(AssertionError, match="none of the loops"):
         check(assembly, wanted, asked)
@@ -186,7 +196,7 @@ def test_the_checker_refuses_loops_of_another_kind(function, like, data):
     ids=lambda lines: lines.split()[0],
 )
 def test_the_checker_refuses_a_loop_with_one_more_instruction(lines):
-    letters, wanted, *_ = FUNCTIONS[runs.runs_sums]
-    loops = innermost_loops(compiled(runs.runs_sums, letters, types.float32))
+    function, letters, wanted, *_ = SUMS
+    loops = innermost_loops(compiled(function, letters, types.float32))
     loop = next(loop for loop in loops if not complaints(loop, wanted, types.float32))
     assert complaints(loop + [tuple(line.split(" ", 1)) for line in lines.splitlines()], wanted, types.float32)

@@ -5,14 +5,15 @@ import pytest
 
 import fastbn
 import reference
-from grid import affine, draw
+from grid import affine, draw, thinned
 from tolerance import check_backward, check_forward, relative
 
 # Both families, every plan: whole channels, tiles of few channels, rows, and the serial ones.
+DTYPES = [np.float32, np.float64]
 SHAPES = [
-    ((32, 8, 28, 28), 1),
-    ((5, 2, 180, 180), 1),
-    ((32, 28, 28, 8), -1),
+    ((8, 8, 28, 28), 1),
+    ((2, 3, 110, 110), 1),
+    ((8, 24, 24, 8), -1),
     ((600, 64), 1),
     ((64, 16), 1),
     ((8, 4, 30), 1),
@@ -41,10 +42,9 @@ def test_far_from_zero(rng, shape, axis, mean):
     check_backward(fastbn.batch_norm_backward(dy, ctx), reference.backward(dy, x, weight, axis=axis), dy, f, weight)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("std", [1e-20, 1e-3, 1e18])
-@pytest.mark.parametrize(("shape", "axis"), SHAPES)
-def test_tiny_and_huge(rng, shape, axis, std, dtype):
+@pytest.mark.parametrize(("case", "std", "dtype"), thinned(SHAPES, [1e-20, 1e-3, 1e18], DTYPES))
+def test_tiny_and_huge(rng, case, std, dtype):
+    shape, axis = case
     x = draw(rng, shape, dtype, std=std)
     eps = 1e-3 * std**2 + 1e-45
     y, ctx = fastbn.batch_norm(x, axis=axis, eps=eps)
@@ -69,20 +69,18 @@ def test_drift_and_a_first_value_far_away(rng, dtype):
             check_forward(y, f)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("value", [0.0, 0.1, -3e7, 1e30])
-@pytest.mark.parametrize(("shape", "axis"), SHAPES)
-def test_a_constant_channel_gives_exactly_the_bias(rng, shape, axis, value, dtype):
+@pytest.mark.parametrize(("case", "value", "dtype"), thinned(SHAPES, [0.0, 0.1, -3e7, 1e30], DTYPES))
+def test_a_constant_channel_gives_exactly_the_bias(rng, case, value, dtype):
+    shape, axis = case
     weight, bias = affine(rng, shape[axis], dtype)
     y, ctx = fastbn.batch_norm(np.full(shape, value, dtype), weight, bias, axis=axis)
     np.testing.assert_array_equal(ctx.moments.m2, 0)
     np.testing.assert_array_equal(y, np.broadcast_to(reference.column(bias, y, axis), shape))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", [0, -1, "middle"])
-@pytest.mark.parametrize(("shape", "axis"), SHAPES)
-def test_nan_and_infinity_stay_in_their_channel(rng, shape, axis, place, bad):
+@pytest.mark.parametrize(("case", "place", "bad"), thinned(SHAPES, [0, -1, "middle"], [np.nan, np.inf, -np.inf]))
+def test_nan_and_infinity_stay_in_their_channel(rng, case, place, bad):
+    shape, axis = case
     x, dy = draw(rng, shape, np.float32), draw(rng, shape, np.float32)
     clean, ctx = fastbn.batch_norm(x, axis=axis)
     clean_dx = fastbn.batch_norm_backward(dy, ctx).dx

@@ -18,6 +18,8 @@ import fastbn
 from fastbn.cli import app
 from fastbn.experiments import digits, report
 
+pytestmark = pytest.mark.slow  # what no kernel can break: `make demo-quick` runs it too
+
 RUNNER = CliRunner()
 
 

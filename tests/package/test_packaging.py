@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # it builds a wheel
+
 ROOT = Path(__file__).parents[2]
 KEPT = ["pyproject.toml", "README.md", "LICENSE", "fastbn", "kernels"]
 

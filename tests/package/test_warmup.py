@@ -1,5 +1,6 @@
 """``fastbn warmup``: after it, no ordinary call compiles anything."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -8,6 +9,14 @@ import sys
 import pytest
 
 from fastbn import warmup
+from fastbn.backends.cpu import plan
+from fastbn_kernels import cpu
+from fastbn_kernels.build.decorators import Kernel
+
+OPERATIONS = {
+    operation: [family for family in plan.FAMILIES if operation in plan.FAMILIES[family]]
+    for operation in plan.OPERATIONS
+}
 
 WARM_UP = """
 import logging, sys
@@ -70,6 +79,7 @@ def warm(tmp_path_factory):
     return folder, python("-c", WARM_UP, folder=folder)
 
 
+@pytest.mark.slow
 def test_a_warm_up_compiles_each_kernel_once(warm):
     compiled, loaded, total = map(int, warm[1].splitlines()[-1].split())
     assert compiled == total == len(logged(warm[1])) > 15
@@ -77,6 +87,7 @@ def test_a_warm_up_compiles_each_kernel_once(warm):
     assert {how for how, _ in logged(warm[1])} == {"compiled"}
 
 
+@pytest.mark.slow
 def test_no_ordinary_call_compiles_after_a_warm_up(warm):
     output = python("-c", CALLS, folder=warm[0])
     assert {how for how, _ in logged(output)} == {"loaded"}
@@ -84,6 +95,7 @@ def test_no_ordinary_call_compiles_after_a_warm_up(warm):
         assert {kernel for _, kernel in logged(output)} == {kernel for _, kernel in logged(warm[1])}
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did(warm):
     for name in ("rich", "typer"):
         pytest.importorskip(name)
@@ -131,10 +143,34 @@ def test_what_is_listed():
             assert (kernel.name, dtype.char, parallel) not in found
             found.add((kernel.name, dtype.char, parallel))
     assert ordinary < rare
-    assert {name for name, *_ in rare} - {name for name, *_ in ordinary} == warmup.RARE
-    assert ("fold_parameters", "d", False) in ordinary
-    assert all(not parallel for name, _, parallel in rare if name.startswith(("call_", "enter", "leave", "fold_")))
-    assert {("forward_short", "f", True), ("forward_short", "f", False), ("moments_adjacent", "f", True)} <= rare
+    assert {name.split("_")[0] for name, *_ in rare - ordinary if name not in {n for n, *_ in ordinary}} == {
+        "moments", "sums", "gradient", "jvp", "double",
+    }  # fmt: skip
+    assert all(not parallel for name, _, parallel in rare if name.startswith(("call_", "begin_", "update_")))
+    kernel = "forward_short_segments"
+    assert {(kernel, "f", True), (kernel, "f", False), ("moments_channels_last", "f", True)} <= rare
     both = list(warmup._tasks(["float16", "bfloat16"], False))
-    assert len(both) == 2 * len(ordinary) - 1  # one does not depend on the dtype
-    assert {dtype.char for _, dtype, _ in both} == {"h", "H", "d"}
+    assert len(both) == 2 * len(ordinary)
+    assert {dtype.char for _, dtype, _ in both} == {"h", "H"}
+
+
+def test_plans_can_name_every_kernel_and_nothing_else():
+    names = plan.kernels()
+    assert len(set(names)) == len(names)
+    assert set(names) == set(cpu.MODULE_OF)
+    for name in names:
+        found = cpu.kernel(name)
+        assert found.name == name
+        assert found.source.__module__ == f"fastbn_kernels.cpu.{cpu.MODULE_OF[name]}"
+    for module in cpu.MODULES:
+        found = vars(importlib.import_module(f"fastbn_kernels.cpu.{module}")).items()
+        assert {name for name, value in found if isinstance(value, Kernel)} == set(cpu.MODULES[module])
+
+
+def test_the_kernels_of_an_operation_take_the_same_arguments():
+    for operation, families in OPERATIONS.items():
+        kinds = [cpu.kernel(f"{operation}_{family}").source.__annotations__ for family in families]
+        for other in kinds[1:]:
+            assert list(other) == list(kinds[0])
+            same = [kind.replace("RC", "NCS") for kind in other.values()]
+            assert same == [kind.replace("RC", "NCS") for kind in kinds[0].values()]

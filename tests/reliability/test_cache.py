@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 
-from processes import FOLD, LEAVE, copy_packages, finish, run, start
+from processes import FOLD, RUNNING, copy_packages, finish, run, start
 
 
 class Process:
@@ -89,7 +89,7 @@ def test_an_install_that_cannot_be_written_and_no_home(packages, home):
 
 def test_one_warning_however_many_kernels_and_problems(packages):
     folder, where = packages
-    two = "fold()\nfrom fastbn_kernels.cpu.small_calls import leave\nleave.get(np.dtype('f4'), False)"
+    two = "fold()\nfrom fastbn_kernels.cpu.small_calls import update_running\nupdate_running.get(np.dtype('f4'), False)"
     kept(folder)[0].write_bytes(b"")
     fail = "import pathlib\ndef fail(*_): raise OSError(28, 'No space')\npathlib.Path.replace = fail\n"
     assert Process(fail + two, **where) == WARNED
@@ -179,7 +179,7 @@ def test_processes_that_fill_one_cache_at_once(packages):
     go = folder / "go"
     wait = "import time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.001)\n"
     orders = ["fd", "df", "fd", "df"]
-    script = FOLD + LEAVE + "print('ready', flush=True)\n" + wait + "for kind in sys.argv[2]: check(kind)\nfold()"
+    script = FOLD + RUNNING + "print('ready', flush=True)\n" + wait + "for kind in sys.argv[2]: check(kind)\nfold()"
     running = [start(script, go, order, **where) for order in orders]
     for process in running:
         assert process.stdout.readline() == "ready\n"
@@ -188,7 +188,7 @@ def test_processes_that_fill_one_cache_at_once(packages):
         assert "WARNING" not in finish(process)
     assert len(kept(folder)) == 3
     out = run(script, go, "fd", **where)
-    assert out.count("INFO fastbn: loaded leave for") == 2
+    assert out.count("INFO fastbn: loaded update_running for") == 2
     assert "compiled" not in out
 
 
@@ -318,5 +318,5 @@ def test_without_compilation(packages):
     where["env"]["NUMBA_DISABLE_JIT"] = "1"
     where["env"]["PYTHONPATH"] += os.pathsep + os.path.dirname(os.path.dirname(__file__))  # Python's vector operations
     empty(folder)
-    assert Process(LEAVE + "for kind in 'fdhH': check(kind)\nfold()", **where) == (False, False, 0)
+    assert Process(RUNNING + "for kind in 'fdhH': check(kind)\nfold()", **where) == (False, False, 0)
     assert not kept(folder)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from processes import FOLD, LEAVE, copy_packages, run
+from processes import FOLD, RUNNING, copy_packages, run
 
 # A shell starts processes in the background with Ctrl-C ignored, and these may be such.
 CTRL_C = """
@@ -69,17 +69,17 @@ def press_in(name):
         return original(*arguments)
     setattr(owner, function, replaced)
 
-todo = [fold, *(lambda kind=kind: check(kind) for kind in "fdhH"), lambda: enter.get(np.dtype("f"), False)]
-from fastbn_kernels.cpu.small_calls import enter
+todo = [fold, *(lambda kind=kind: check(kind) for kind in "fdhH"), lambda: begin_forward.get(np.dtype("f"), False)]
+from fastbn_kernels.cpu.small_calls import begin_forward
 for place, call in zip(sys.argv[1:], todo, strict=True):
     press_in(place)
     pressed(call)
     call()
 """
-    out = run(CTRL_C + FOLD + LEAVE + script, *PHASES.values(), **packages)
+    out = run(CTRL_C + FOLD + RUNNING + script, *PHASES.values(), **packages)
     assert out.count("INFO fastbn: compiled") == len(PHASES)  # each once: what was interrupted is not compiled again
     assert "WARNING" not in out
-    out = run(FOLD + LEAVE + "fold()\nfor kind in 'fdhH': check(kind)", **packages)
+    out = run(FOLD + RUNNING + "fold()\nfor kind in 'fdhH': check(kind)", **packages)
     assert "compiled" not in out
 
 
@@ -105,7 +105,7 @@ print("right")
 def test_at_some_time_in_the_first_calls(packages):
     """From the first import to the last kernel, which takes 1 to 3 seconds; an interrupt while idle is one as well."""
     for _ in range(20):
-        assert "right" in run(CTRL_C + SOME_TIME, random.uniform(0, 2), FOLD + LEAVE, **packages)
+        assert "right" in run(CTRL_C + SOME_TIME, random.uniform(0, 2), FOLD + RUNNING, **packages)
 
 
 TRAINING = """

@@ -139,6 +139,16 @@ def warp_exchange(value: Any) -> list[Any]:
     return values
 
 
+def warp_sum(value: Any, least: int) -> Any:
+    """Add the values of the lanes that are equal modulo `least`, in the order of the exchanges on a GPU."""
+    values = warp_exchange(value)
+    step = WARP // 2
+    while step >= least:
+        values = [values[i] + values[i ^ step] for i in range(WARP)]
+        step //= 2
+    return values[cuda.threadIdx.x % WARP]
+
+
 def launch(function: Callable[..., Any], grid: int, threads: int, shared: int, arguments: tuple[Any, ...]) -> None:
     """Run a kernel to its end."""
     if threads % WARP:

@@ -1,10 +1,34 @@
-"""`vector` in plain Python, for the simulator: the same functions, the same roundings."""
+"""The twin of `fastbn_kernels.cuda.simd` in plain Python: the same functions, the same roundings."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+
+__all__ = [
+    "add",
+    "decoded",
+    "dot",
+    "fma",
+    "get",
+    "inside",
+    "load",
+    "load_once",
+    "load_part",
+    "mul",
+    "put",
+    "rounded",
+    "smem_load",
+    "smem_store",
+    "splat",
+    "store",
+    "store_part",
+    "sub",
+    "total",
+    "widen",
+    "width",
+]
 
 HALVES = (np.dtype(np.int16), np.dtype(np.uint16))
 
@@ -42,7 +66,7 @@ def load_part(x: Pointer, at: int, hi: int) -> Any:
     return raw
 
 
-def numbers(x: Pointer, raw: Any) -> tuple[Any, ...]:
+def decoded(x: Pointer, raw: Any) -> tuple[Any, ...]:
     """Convert what was loaded from x."""
     raw = raw.view(x.array.dtype)[: x.count]
     if raw.dtype == np.int16:
@@ -76,25 +100,25 @@ def store_part(y: Pointer, at: int, values: tuple[Any, ...], lo: int, hi: int) -
     y.array[at + lo : at + hi] = _rounded(y, values)[lo:hi]
 
 
-def keep(held: Any, slot: int, raw: Any) -> None:
+def smem_store(smem: Any, slot: int, raw: Any) -> None:
     """Put what was loaded into a slot of shared memory."""
     bits = raw.view(np.uint8)
-    held.view(np.uint8)[16 * slot : 16 * slot + bits.size] = bits
+    smem.view(np.uint8)[16 * slot : 16 * slot + bits.size] = bits
 
 
-def kept(held: Any, slot: int) -> Any:
-    """Take it out again, as bytes, which `numbers` sees as what they are."""
-    return held.view(np.uint8)[16 * slot : 16 * slot + 16]
+def smem_load(smem: Any, slot: int) -> Any:
+    """Return what was put into a slot, as bytes, which `decoded` sees as what they are."""
+    return smem.view(np.uint8)[16 * slot : 16 * slot + 16]
 
 
-def number(x: Pointer, value: Any) -> Any:
+def rounded(x: Pointer, value: Any) -> Any:
     """Round a float64 to the type that values of x are computed with."""
     return np.float32(value) if x.half else np.float64(value)
 
 
 def splat(x: Pointer, value: Any) -> tuple[Any, ...]:
     """Return a vector of one number."""
-    return (number(x, value),) * x.count
+    return (rounded(x, value),) * x.count
 
 
 def put(vector: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:

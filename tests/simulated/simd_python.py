@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fastbn_kernels.build.decorators import Array
@@ -30,31 +32,31 @@ def encode(vector: Array, dtype: np.dtype[np.generic]) -> Array:
     return vector.astype(dtype)
 
 
-def load(array: Array, index: int) -> Array:
-    """Return array.flat[index : index + LANES]."""
-    return decode(array.reshape(-1)[index : index + LANES])
+def span(array: Array, index: int, count: int | None) -> Array:
+    """Return a view of array.flat[index : index + count], all of which must be there; None stands for LANES."""
+    count = LANES if count is None else count
+    if not (0 <= count <= LANES and 0 <= index <= index + count <= array.size):
+        raise IndexError(f"a vector reaches out of its array: {index} + {count} of {array.size}")
+    return array.reshape(-1)[index : index + count]
 
 
-def load_part(array: Array, index: int, count: int) -> Array:
-    """Return array.flat[index : index + count] and zeros."""
-    part = decode(array.reshape(-1)[index : index + count])
-    return np.concatenate([part, np.zeros(LANES - count, part.dtype)])
+def _filled(part: Array) -> Array:
+    return np.concatenate([part, np.zeros(LANES - part.size, part.dtype)])
 
 
-def numbers(array: Array, index: int) -> Array:
-    """Return array.flat[index : index + LANES] of numbers in the dtype of the arithmetic."""
-    return array.reshape(-1)[index : index + LANES].copy()
+def load(array: Array, index: int, count: int | None) -> Array:
+    """Return array.flat[index : index + LANES], or of a part and zeros."""
+    return _filled(decode(span(array, index, count)))
 
 
-def numbers_part(array: Array, index: int, count: int) -> Array:
-    """Return array.flat[index : index + count] and zeros."""
-    part = array.reshape(-1)[index : index + count]
-    return np.concatenate([part, np.zeros(LANES - count, part.dtype)])
+def param(array: Array, row: int, index: int, count: int | None) -> Array:
+    """Return array[row, index : index + LANES] of parameters in the dtype of the arithmetic, or of a part."""
+    return _filled(span(array, row * array.shape[1] + index, count).copy())
 
 
 def value(array: Array, index: int) -> float:
     """Return array.flat[index] as a float64."""
-    return float(decode(array.reshape(-1)[index : index + 1])[0])
+    return float(decode(span(array, index, 1))[0])
 
 
 def rounded(array: Array, number: float) -> float:
@@ -62,20 +64,15 @@ def rounded(array: Array, number: float) -> float:
     return float(np.float32(number)) if array.itemsize == 2 else number
 
 
-def store(array: Array, index: int, vector: Array) -> None:
-    """Write array.flat[index : index + LANES]."""
-    array.reshape(-1)[index : index + LANES] = encode(vector, array.dtype)
-
-
-def store_part(array: Array, index: int, count: int, vector: Array) -> None:
-    """Write array.flat[index : index + count]."""
-    array.reshape(-1)[index : index + count] = encode(vector, array.dtype)[:count]
+def store(array: Array, index: int, count: int | None, vector: Array) -> None:
+    """Write array.flat[index : index + LANES], or a part."""
+    span(array, index, count)[...] = encode(vector[:count], array.dtype)
 
 
 def stream(array: Array, index: int, vector: Array) -> None:
     """Write array.flat[index : index + LANES], which `offset_from_line` calls aligned."""
     assert offset_from_line(array, index) == 0
-    store(array, index, vector)
+    store(array, index, None, vector)
 
 
 def offset_from_line(array: Array, index: int) -> int:
@@ -83,7 +80,7 @@ def offset_from_line(array: Array, index: int) -> int:
     return int((array.ctypes.data + index * array.itemsize) % min(64, LANES * array.itemsize) // array.itemsize)
 
 
-def prefetch(array: Array, index: int) -> None:
+def prefetch(array: Array | None, index: int) -> None:
     """Do nothing."""
 
 
@@ -91,14 +88,16 @@ def fence() -> None:
     """Do nothing."""
 
 
-def splat(array: Array, number: float) -> Array:
-    """Return a vector of one number, to compute with values of an array."""
+def splat(array: Array, number: Any) -> Any:
+    """Return a vector of one number, to compute with values of an array; of a tuple of numbers, a tuple of vectors."""
+    if isinstance(number, tuple):
+        return tuple(splat(array, each) for each in number)
     return np.full(LANES, number, np.float32 if array.itemsize == 2 else np.float64)
 
 
-def keep(vector: Array, count: int) -> Array:
-    """Return the vector with lanes from `count` on replaced by zero."""
-    return np.where(np.arange(LANES) < count, vector, vector.dtype.type(0))
+def keep(vector: Array, count: int | None) -> Array:
+    """Return the vector with lanes from `count` on, if that is not None, replaced by zero."""
+    return vector if count is None else np.where(np.arange(LANES) < count, vector, vector.dtype.type(0))
 
 
 def add(a: Array, b: Array) -> Array:

@@ -1,13 +1,9 @@
-"""JAX: batch norm under jit, grad, vmap, and grad of grad.
-
-XLA calls fastbn's kernels by itself where it can (`xla.py`), and Python, through `jax.pure_callback`, otherwise.
-"""
+"""Batch norm for arrays of JAX, traced or not: checked as any call, with derivatives of two orders."""
 
 from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,10 +13,10 @@ import numpy as np
 
 import fastbn
 from fastbn.adapters.jax import xla
+from fastbn.call import ForwardCall
 from fastbn_kernels.saved import ROWS
 
-DATA, PARAMETERS = ("float32", "float64", "float16", "bfloat16"), ("float32", "float64")
-# A context's table travels as pairs of uint32: JAX has no float64 unless it is switched on.
+# What a context saves travels as pairs of uint32: JAX has no float64 unless it is switched on.
 
 
 class _Options(NamedTuple):
@@ -42,7 +38,7 @@ def _run_forward(options: _Options, x: Any, weight: Any, bias: Any, *running: An
         x, weight, bias, running_mean=mean, running_var=var, training=options.training, momentum=options.momentum,
         correction=options.correction, eps=options.eps, axis=options.axis,
     )  # fmt: skip
-    return [y, ctx.table.view(np.uint32), *(running if options.training else ())]
+    return [y, ctx.saved.view(np.uint32), *(running if options.training else ())]
 
 
 def _context(options: _Options, x: Any, table: Any) -> fastbn.Context:
@@ -121,7 +117,7 @@ def _backward(options: _Options, x: Any, weight: Any, table: Any, dy: Any) -> An
     channels = (x.shape[options.axis],)
     dtypes = options.weight, options.bias
     if xla.takes(x.dtype.name, set(dtypes)):
-        target = xla.backward(_split(x.shape, options.axis), x.dtype.name, not options.training)
+        target = xla.backward(_split(x.shape, options.axis), x.dtype.name)
         results = [(x.shape, x.dtype), *2 * [(channels, xla.parameter_dtype(x.dtype.name))]]
         dx, *sums = _foreign(target, options, not options.training, results, [x, table, dy])
         return dx, *(None if dtype is None else s for dtype, s in zip(dtypes, sums, strict=True))
@@ -157,15 +153,9 @@ _backward.defvjp(_backward_kept, _backward_vjp)
 _double_backward.defvjp(_double_backward_kept, _double_backward_vjp)
 
 
-def _parameter(name: str, value: Any, channels: int) -> Any:
-    if value is None:
-        return None
-    value = jnp.asarray(value)
-    if value.dtype.name not in PARAMETERS:
-        raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}")
-    if value.shape != (channels,):
-        raise ValueError(f"{name}: expected shape ({channels},), got {value.shape}")
-    return value
+def _look(name: str, value: Any) -> Any:
+    """Return what NumPy sees of an array of JAX, which may be traced: its shape and dtype."""
+    return value if value is None else np.broadcast_to(np.zeros((), value.dtype), value.shape)
 
 
 def batch_norm(
@@ -208,27 +198,15 @@ def batch_norm(
     TypeError, ValueError
         While tracing, if anything does not fit.
     """
-    x = jnp.asarray(x)
-    if x.dtype.name not in DATA:
-        raise TypeError(f"x: expected one of {', '.join(DATA)}, got {x.dtype}")
-    index = operator.index(axis)
-    if x.ndim < 2 or not -x.ndim <= index < x.ndim:
-        raise ValueError(f"x, axis: expected at least 2 dimensions and an axis among them, got {x.shape} and {axis}")
-    index %= x.ndim
-    channels = x.shape[index]
-    parameters = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-    weight, bias, *running = (_parameter(name, value, channels) for name, value in parameters.items())
-    if (running[0] is None) != (running[1] is None) or not (training or running[0] is not None):
-        raise ValueError("running_mean, running_var: expected both, or neither and training=True")
-    if not (0 < eps < math.inf and 0 <= momentum <= 1 and 0 <= correction < math.inf):
-        raise ValueError(
-            f"eps, momentum, correction: expected eps > 0, momentum from 0 to 1, correction >= 0, "
-            f"got {eps}, {momentum}, {correction}"
-        )
-    running = [r for r in running if r is not None]
-    if x.size == 0 or (training and running and x.size // channels <= correction):
-        raise ValueError(f"x: expected more values a channel than have a variance, got shape {x.shape}")
-    dtypes = (None if p is None else p.dtype.name for p in (weight, bias))
-    options = _Options(index, float(eps), float(momentum), float(correction), bool(training), *dtypes)
-    y, _, running = _forward(options, x, weight, bias, tuple(running))
+    given = [None if a is None else jnp.asarray(a) for a in (x, weight, bias, running_mean, running_var)]
+    x, weight, bias, mean, var = given
+    call = ForwardCall.check(
+        x, weight, bias, mean, var, training, momentum, correction, eps, axis, None, None, look=_look, in_place=False
+    )
+    if x.size == 0:
+        return x, mean, var
+    dtypes = (None if dtype is None else dtype.name for dtype in call.dtypes)
+    momentum = call.momentum if call.updates else 0.0
+    options = _Options(call.axis, call.eps, momentum, call.correction, call.training, *dtypes)
+    y, _, running = _forward(options, x, weight, bias, () if mean is None else (mean, var))
     return y, *(running or (None, None))

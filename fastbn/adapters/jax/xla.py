@@ -17,14 +17,7 @@ from fastbn.adapters.jax import xla_calls as calls
 from fastbn.adapters.jax import xla_frame as frame
 from fastbn.backends.cpu import plan
 from fastbn_kernels.build import interrupts, regions, threads
-from fastbn_kernels.build.decorators import Kernel
-from fastbn_kernels.cpu import backward as backward_kernels
-from fastbn_kernels.cpu import moments as moments_kernels
-from fastbn_kernels.cpu import normalize as normalize_kernels
-from fastbn_kernels.cpu import overlapped as overlap_kernels
-from fastbn_kernels.cpu import short_segments as short_kernels
-from fastbn_kernels.cpu import small_calls as call_kernels
-from fastbn_kernels.cpu import tiles
+from fastbn_kernels.cpu import kernel
 
 # A value of what kernels see of a dtype; 16-bit floats are their bits, told apart by the sign.
 LIKE: dict[str, Any] = {
@@ -61,18 +54,17 @@ def takes(dtype: str, parameters: set[str | None]) -> bool:
 
 
 def _plan(shape: tuple[int, int, int], itemsize: int) -> plan.Plan:
-    """Return the plan of a tensor. XLA calls from several threads at once, which `workqueue` does not stand."""
-    count = threads.count() if math.prod(shape) >= plan.PARALLEL_FROM else 1
-    return plan.make(*shape, itemsize, 1 if threads.layer() == "workqueue" else count)
+    """Return the plan of a tensor."""
+    return plan.make(*shape, itemsize, threads.count() if math.prod(shape) >= plan.PARALLEL_FROM else 1)
 
 
-def _register(name: str, body: Any, dtype: str, form: tuple[int, ...], kernels: list[int]) -> None:
-    """Tell XLA a call of kernels at addresses."""
+def _register(name: str, body: Any, dtype: str, form: tuple[int, ...], address: int) -> None:
+    """Tell XLA a call of the kernel at an address."""
     told = version()[0] | version()[1] << 32
     like, own = LIKE[dtype], LIKE[parameter_dtype(dtype)]
-    signature = (types.int64[::1], types.int64, types.int64, *(typeof(value) for value in (like, own, form)))
+    signature = (types.int64[::1], types.int64, *(typeof(value) for value in (like, own, form)))
     body.compile(signature)
-    address, first, last = frame.address_of(body, signature), kernels[0], kernels[-1]
+    entry = frame.address_of(body, signature)
 
     @cfunc(types.int64(types.int64))  # type: ignore[untyped-decorator]
     def handler(pointer: int) -> int:
@@ -82,7 +74,7 @@ def _register(name: str, body: Any, dtype: str, form: tuple[int, ...], kernels: 
             return 0
         failed = True
         try:
-            failed = frame.call_bool(address, (given, first, last, like, own, form))
+            failed = frame.call_bool(entry, (given, address, like, own, form))
         except Exception:  # no memory; kernels raise nothing else
             failed = True
         return frame.no_memory(given) if failed else 0
@@ -91,14 +83,8 @@ def _register(name: str, body: Any, dtype: str, form: tuple[int, ...], kernels: 
     _handlers[name] = handler
 
 
-def _small(shape: tuple[int, int, int]) -> bool:
-    """Return whether one kernel does a whole call."""
-    rows, channels, run = shape
-    return math.prod(shape) < plan.PARALLEL_FROM and (run > 1 or tiles.block_tasks(rows, channels)[1] == 1)
-
-
 class Target(NamedTuple):
-    """A name that XLA knows, and what the numbers of its calls (`cpu/xla_calls.py`) say of the plan."""
+    """A name that XLA knows, and what the numbers of its calls (`xla_calls`) say of the plan."""
 
     name: str
     past_cache: bool
@@ -106,53 +92,31 @@ class Target(NamedTuple):
 
 
 def forward(shape: tuple[int, int, int], dtype: str, train: bool) -> Target:
-    """Return what takes a forward pass of data (N, C, S), as `fastbn.backends.cpu` chooses."""
+    """Return what takes a forward pass of data (N, C, S): the kernel that the plan names."""
     own = _plan(shape, LIKE[dtype].dtype.itemsize)
-    rows, short = own.family == "adjacent", own.family == "short"
-    if _small(shape):
-        body, kernels = calls.whole, [call_kernels.call_forward_adjacent if rows else call_kernels.call_forward_apart]
-    elif not train and short:
-        body, kernels = calls.inference_short, [short_kernels.normalize_short]
-    elif not train:
-        body = calls.inference
-        kernels = [normalize_kernels.normalize_adjacent if rows else normalize_kernels.normalize_apart]
-    elif short:
-        body, kernels = calls.training_short, [short_kernels.forward_short]
-    elif not rows and not own.whole:
-        body, kernels = calls.training_in_two, [moments_kernels.moments_apart, normalize_kernels.normalize_apart]
-    elif own.stretches and own.past_cache[0]:
-        body, kernels = calls.training_overlapped, [overlap_kernels.forward_overlapped]
+    if own.call_forward is not None:
+        name = _known(calls.whole_forward, dtype, own, own.call_forward)
     else:
-        body = calls.training
-        kernels = [normalize_kernels.forward_adjacent if rows else normalize_kernels.forward_apart]
-    return Target(_known(body, dtype, own, kernels), own.past_cache[0], own.groups or own.stretches)
+        name = _known(calls.forward, dtype, own, own.forward if train else own.normalize)
+    return Target(name, own.past_cache[0], own.groups)
 
 
-def backward(shape: tuple[int, int, int], dtype: str, frozen: bool) -> Target:
-    """Return what takes a backward pass of data (N, C, S), as `fastbn.backends.cpu` chooses."""
+def backward(shape: tuple[int, int, int], dtype: str) -> Target:
+    """Return what takes a backward pass of data (N, C, S): the kernel that the plan names."""
     own = _plan(shape, LIKE[dtype].dtype.itemsize)
-    rows = own.family == "adjacent"
-    if _small(shape):
-        body = calls.whole_back
-        kernels = [call_kernels.call_backward_adjacent if rows else call_kernels.call_backward_apart]
-    elif own.family == "short":
-        body, kernels = calls.gradients_short, [short_kernels.backward_short]
-    elif not rows and not own.whole:
-        body, kernels = calls.gradients_in_two, [backward_kernels.sums_apart, backward_kernels.gradient_apart]
-    elif own.stretches and own.past_cache[1] and not frozen:
-        body, kernels = calls.gradients_overlapped, [overlap_kernels.backward_overlapped]
+    if own.call_backward is not None:
+        name = _known(calls.whole_backward, dtype, own, own.call_backward)
     else:
-        body = calls.gradients
-        kernels = [backward_kernels.backward_adjacent if rows else backward_kernels.backward_apart]
-    return Target(_known(body, dtype, own, kernels), own.past_cache[1], own.groups or own.stretches)
+        name = _known(calls.backward, dtype, own, own.backward)
+    return Target(name, own.past_cache[1], own.groups)
 
 
-def _known(body: Any, dtype: str, own: plan.Plan, kernels: list[Kernel]) -> str:
-    """Return the name of a call with kernels, which XLA is told now if it does not know it yet."""
-    name = f"fastbn_{body.__name__}_{kernels[-1].name}_{dtype}_{'parallel' if own.parallel else 'serial'}"
+def _known(body: Any, dtype: str, own: plan.Plan, kernel_name: str) -> str:
+    """Return the name of a call of a kernel, which XLA is told now if it does not know it yet."""
+    name = f"fastbn_{kernel_name}_{dtype}"
     with _lock, interrupts.held_back():  # XLA must not know what is not kept, nor be told twice
         if name not in _handlers:
-            form = calls.ROWS if own.family == "adjacent" else calls.RUNS
-            functions = [kernel.get(LIKE[dtype].dtype, own.parallel) for kernel in kernels]
-            _register(name, body, dtype, form, [frame.address_of(function) for function in functions])
+            form = calls.CHANNELS_LAST if own.family == "channels_last" else calls.CHANNELS_FIRST
+            function = kernel(kernel_name).get(LIKE[dtype].dtype, own.parallel)
+            _register(name, body, dtype, form, frame.address_of(function))
     return name

@@ -1,4 +1,4 @@
-"""Which kernel takes a tensor, and how: a pure function of its shape, its dtype, the threads and the caches.
+"""Which kernels take a tensor, and how: a pure function of its shape, its dtype, the threads and the caches.
 
 Every plan of a tensor gives the same bits, so the number of threads may decide.
 """
@@ -13,18 +13,19 @@ from dataclasses import dataclass
 # 2 to 10 us.
 PARALLEL_FROM = 32768
 
-# Channels apart are taken in groups, as rows of their values (`short.py`), if a run has at most so many values and
-# there are at least so many rows, channels and columns. Fewer rows do not pay for the numbers that are made for every
-# column (8 x 256 x 14 x 14: 30 against 35 GB/s); longer runs are as fast by themselves (32 x 128 x 28 x 28: 27 against
-# 32); fewer channels do not keep 16 threads busy. The threads must not decide: sums are added up in another order.
-SHORT_RUN = 256
+# Channels are taken in groups, as rows of their values (`short_segments.py`), if a segment, the values of a channel
+# side by side, has at most so many and there are at least so many rows, channels and columns. Fewer rows do not pay for
+# the parameters that are made for every column (8 x 256 x 14 x 14: 30 against 35 GB/s); longer segments are as fast by
+# themselves (32 x 128 x 28 x 28: 27 against 32); fewer channels do not keep 16 threads busy. The threads must not
+# decide: sums are added up in another order.
+SHORT_SEGMENT = 256
 SHORT_ROWS = 16
 SHORT_CHANNELS = 16
 SHORT_COLUMNS = 512
 
-# Values of a run from which, past the cache, a channel is written while the next one is summed (`overlap.py`):
-# 32 x 64 x 112 x 112 45 against 37 GB/s, 8 x 256 x 56 x 56 backward 54 against 47; runs of 784 lose, 35 against 38.
-OVERLAPPED_RUN = 2048
+# Values of a segment from which, past the cache, a channel is written while the next one is summed (`overlapped.py`):
+# 32 x 64 x 112 x 112 45 against 37 GB/s, 8 x 256 x 56 x 56 backward 54 against 47; segments of 784 lose, 35 against 38.
+OVERLAPPED_SEGMENT = 2048
 
 # Columns in a group: its numbers stay in the first-level cache, or the second-level one (1024 to 4096 are alike).
 GROUP_COLUMNS = 2048
@@ -48,34 +49,80 @@ def _last_level_cache() -> int:
 LAST_LEVEL_CACHE = _last_level_cache()
 
 
+OPERATIONS = "moments", "forward", "normalize", "sums", "gradient", "backward", "jvp", "double_backward"
+
+# The families of kernels, and the operations that a family has kernels of its own for; the others it leaves to those of
+# `channels_first`.
+FAMILIES = {
+    "channels_first": OPERATIONS,
+    "channels_last": OPERATIONS,
+    "short_segments": ("forward", "normalize", "backward"),
+    "overlapped": ("forward", "backward"),
+    "tiles": ("forward", "backward", "jvp", "double_backward"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one tensor (N, C, S) is worked on.
+    """How one tensor (N, C, S) is worked on: a kernel for each operation, and what it is given.
 
     Attributes
     ----------
-    family : {"adjacent", "apart", "short"}
-        Rows of adjacent channels (S is 1), runs of one channel, or groups of channels with short runs.
+    family : {"channels_first", "channels_last", "short_segments", "overlapped", "tiles"}
+        How the tensor is cut. Whole channels, each summed and normalised from the cache of one thread; rows of adjacent
+        channels, S is 1; groups of channels with short segments; whole channels, one written while the next is summed;
+        tiles of channels, where there are fewer channels than keep the threads busy, and x is read from memory twice.
+    moments, forward, normalize, sums, gradient, backward, jvp, double_backward : str
+        The names of the kernels, which `fastbn_kernels.cpu.kernel` knows.
+    call_forward, call_backward : str or None
+        The kernels that do a whole call, for a tensor that is so small.
     parallel : bool
         Whether threads are woken; serial otherwise.
-    whole : bool
-        Whether a thread takes whole channels, sums and normalises them from its cache. Otherwise tiles of channels are
-        spread over all threads, and x is read from memory once more.
-    groups : int
-        Groups of channels, of the family "short".
     past_cache : tuple of 2 bool
         Whether results are written past the cache: forward, backward.
-    stretches : int
-        In how many stretches threads take the channels, if what goes past the cache is written while the next channel
-        is summed; else 0.
+    groups : int
+        In how many groups threads take the channels, for the families "short_segments" and "overlapped".
     """
 
     family: str
+    moments: str
+    forward: str
+    normalize: str
+    sums: str
+    gradient: str
+    backward: str
+    jvp: str
+    double_backward: str
+    call_forward: str | None
+    call_backward: str | None
     parallel: bool
-    whole: bool
-    groups: int
     past_cache: tuple[bool, bool]
-    stretches: int = 0
+    groups: int
+
+
+def of_family(family: str, small: bool, parallel: bool, past_cache: tuple[bool, bool], groups: int) -> Plan:
+    """Return the plan whose kernels are those of a family."""
+    names = {}
+    for operation in OPERATIONS:
+        own = operation in FAMILIES[family]
+        if family == "overlapped" and own:  # what goes through the cache is not worth overlapping
+            own = past_cache[0 if operation == "forward" else 1]
+        names[operation] = f"{operation}_{family if own else 'channels_first'}"
+    order = "channels_last" if family == "channels_last" else "channels_first"
+    calls = (f"call_forward_{order}", f"call_backward_{order}") if small else (None, None)
+    return Plan(family, **names, call_forward=calls[0], call_backward=calls[1], parallel=parallel,
+                past_cache=past_cache, groups=groups)  # fmt: skip
+
+
+# Around the kernel of a call that is not small: its arguments are checked first, running statistics are moved last.
+ENDS = "begin_forward", "update_running", "begin_backward"
+
+
+def kernels() -> list[str]:
+    """Return the names of all kernels that a call may take."""
+    found = [f"{operation}_{family}" for family, operations in FAMILIES.items() for operation in operations]
+    orders = "channels_first", "channels_last"
+    return [*found, *(f"call_{way}_{order}" for order in orders for way in ("forward", "backward")), *ENDS]
 
 
 # How much larger than the last-level cache all tensors together must be for the result to go past it: stored through
@@ -89,17 +136,22 @@ PAST_CACHE = 1.5, 1.0
 def make(N: int, C: int, S: int, itemsize: int, threads: int) -> Plan:
     """Return the plan of a tensor (N, C, S) for so many threads."""
     size = N * C * S
-    parallel = size >= PARALLEL_FROM and threads > 1
+    small = size < PARALLEL_FROM
+    parallel = not small and threads > 1
     forward, backward = (times * LAST_LEVEL_CACHE for times in PAST_CACHE)
-    past = 2 * size * itemsize > forward, 3 * size * itemsize > backward
+    past_cache = 2 * size * itemsize > forward, 3 * size * itemsize > backward
+    family, groups = "channels_first", 0
     if S == 1:
-        return Plan("adjacent", parallel, True, 0, past)
-    short = S <= SHORT_RUN and N >= SHORT_ROWS and C >= SHORT_CHANNELS and C * S >= SHORT_COLUMNS
-    if short and size >= PARALLEL_FROM:  # below, one kernel does everything, by runs
-        groups = max(1, C * S // GROUP_COLUMNS)
+        family = "channels_last"
+    elif small:  # one kernel does everything, a channel at a time
+        pass
+    elif S <= SHORT_SEGMENT and N >= SHORT_ROWS and C >= SHORT_CHANNELS and C * S >= SHORT_COLUMNS:
+        family, groups = "short_segments", max(1, C * S // GROUP_COLUMNS)
         if parallel:
             groups = -(-groups // threads) * threads
-        return Plan("short", parallel, True, min(groups, C), past)
-    whole = not parallel or BUSY * -(-C // threads) * threads <= C
-    overlapped = parallel and whole and S >= OVERLAPPED_RUN
-    return Plan("apart", parallel, whole, 0, past, min(threads, C) if overlapped else 0)
+        groups = min(groups, C)
+    elif parallel and BUSY * -(-C // threads) * threads > C:
+        family = "tiles"
+    elif parallel and S >= OVERLAPPED_SEGMENT:
+        family, groups = "overlapped", min(threads, C)
+    return of_family(family, small, parallel, past_cache, groups)

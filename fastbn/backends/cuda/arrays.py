@@ -16,19 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import layout
-
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-
-
-def is_device_array(value: object) -> bool:
-    """Return whether a value is an array on a GPU; no library is imported to tell."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        return bool(value.is_cuda)
-    if type(value) is np.ndarray:
-        return False
-    return hasattr(type(value), "__cuda_array_interface__") or bool(getattr(value, "__cuda_ndarray__", False))
 
 
 def bfloat16(name: str) -> np.dtype[Any]:
@@ -41,10 +29,10 @@ def bfloat16(name: str) -> np.dtype[Any]:
     return dtype
 
 
-def _toolkit() -> Any:
-    from fastbn_kernels.cuda import toolkit
+def _memory() -> Any:
+    from fastbn_kernels.cuda import memory  # imports numba.cuda
 
-    return toolkit
+    return memory
 
 
 def own_stream(stream: int) -> Any:
@@ -78,13 +66,10 @@ class Library:
     """What Numba's device arrays need; the base of the others."""
 
     name = "numba"
-    by_address = False  # whether kernels get the address of every array, which the simulated GPU's do not
+    by_address = True  # whether kernels get the address of an array; the simulated GPU's get the array, by `argument`
 
     def shadow(self, name: str, value: Any) -> Array:
         """Return the shadow of a device array."""
-        simulated = getattr(value, "_ary", None)
-        if isinstance(simulated, np.ndarray):
-            return simulated
         interface = value.__cuda_array_interface__
         if interface.get("mask") is not None:
             raise TypeError(f"{name}: expected an array without a mask")
@@ -95,10 +80,6 @@ class Library:
 
     def describe(self, value: Any) -> tuple[int, int, Any] | None:
         """Return the address, the bytes and all else that matters of a device array, or None to have it looked at."""
-        simulated = getattr(value, "_ary", None)
-        if isinstance(simulated, np.ndarray):
-            address = simulated.__array_interface__["data"][0]
-            return address, simulated.nbytes, (simulated.shape, simulated.strides, simulated.dtype)
         interface = value.__cuda_array_interface__
         if interface.get("mask") is not None:
             return None
@@ -111,24 +92,16 @@ class Library:
         return int(self.describe(value)[0])  # type: ignore[index]
 
     def argument(self, value: Any, axis: int, data: bool, scalars: bool) -> Any:
-        """Return what a kernel gets for a contiguous array."""
-        shadow = getattr(value, "_ary", None)
-        if not isinstance(shadow, np.ndarray):
-            return self.address(value)
-        if not data:
-            return _toolkit().number_argument(shadow)
-        view = layout.of(shadow, axis).view(shadow)
-        return _toolkit().argument(view.view(bits(view.dtype)) if view.itemsize == 2 else view, scalars)
+        """Return what a kernel gets for a contiguous array, of data or of params."""
+        return self.address(value)
 
     def stream(self, value: Any) -> int:
         """Return the handle of the stream that the caller works on."""
-        if isinstance(getattr(value, "_ary", None), np.ndarray):
-            return 0
         return int(value.__cuda_array_interface__.get("stream") or 0)
 
     def empty(self, like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return a new array on the GPU, in C order."""
-        return _toolkit().empty(shape, dtype)
+        return _memory().empty(shape, dtype)
 
     def empty_like(self, like: Any, shadow: Array | None) -> Any:
         """Return a new array of the shape, dtype and order of axes of `like`."""
@@ -136,19 +109,15 @@ class Library:
             shadow = self.shadow("array", like)
         model = np.lib.stride_tricks.as_strided(np.empty(1, shadow.dtype), shadow.shape, shadow.strides)
         strides = np.empty_like(model, order="K", subok=False).strides if shadow.size else None
-        return _toolkit().empty(shadow.shape, shadow.dtype, strides)
+        return _memory().empty(shadow.shape, shadow.dtype, strides)
 
     def send(self, like: Any, array: Array) -> Any:
         """Copy a NumPy array to the GPU."""
-        return _toolkit().to_device(np.ascontiguousarray(array))
-
-    def send_as_it_is(self, array: Array) -> Any:
-        """Copy a NumPy array that is contiguous in any order to the GPU."""
-        return _toolkit().to_device(array)
+        return _memory().to_device(np.ascontiguousarray(array))
 
     def fetch(self, value: Any) -> Array:
         """Copy a device array to the host, once all that was launched before is done."""
-        result: Array = _toolkit().to_host(value)
+        result: Array = _memory().to_host(value)
         return result
 
 
@@ -156,7 +125,6 @@ class Torch(Library):
     """PyTorch's tensors."""
 
     name = "torch"
-    by_address = True
 
     def __init__(self) -> None:
         self.torch = sys.modules["torch"]
@@ -231,7 +199,6 @@ class Cupy(Library):
     """CuPy's arrays."""
 
     name = "cupy"
-    by_address = True
 
     def __init__(self) -> None:
         self.cupy = sys.modules["cupy"]
@@ -261,7 +228,8 @@ class Cupy(Library):
         return np.asarray(self.cupy.asnumpy(value))
 
 
-_libraries: dict[str, Library] = {}
+KINDS: dict[str, type[Library]] = {"torch": Torch, "cupy": Cupy}
+_libraries: dict[type[Library], Library] = {}
 
 
 def library(value: Any) -> Library:
@@ -270,7 +238,12 @@ def library(value: Any) -> Library:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):  # subclasses have modules of their own
         owner = "torch"
-    kind = {"torch": Torch, "cupy": Cupy}.get(owner, Library)
-    if kind.name not in _libraries:
-        _libraries[kind.name] = kind()
-    return _libraries[kind.name]
+    kind = KINDS.get(owner, Library)
+    if kind not in _libraries:
+        _libraries[kind] = kind()
+    return _libraries[kind]
+
+
+def send(array: Array) -> Any:
+    """Copy a NumPy array to the GPU, as it is stored if that is in C or Fortran order, else in C order."""
+    return _memory().to_device(array if array.flags.forc else np.ascontiguousarray(array))

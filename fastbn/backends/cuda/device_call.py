@@ -8,49 +8,19 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn import layout
-from fastbn.backends.cuda.arrays import Library, is_device_array, library
-from fastbn.context import Context
-from fastbn.dispatch import cuda_backend
+from fastbn.backends.cuda import launch
+from fastbn.backends.cuda.arrays import Library, library
+from fastbn.checks.place import on_gpu
 from fastbn.moments import Moments
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
-class DeviceContext(Context):
-    """A `Context` whose x and table are on a GPU. Looking at its statistics fetches them, and waits."""
-
-    __slots__ = ("on_host", "table_there")
-
-    @property
-    def where(self) -> Any:
-        """Return the module that goes back through it."""
-        from fastbn.backends.cuda import on_device
-
-        return on_device
-
-    on_host: tuple[bool, bool]  # whether weight and bias came from NumPy, and their gradients go there
-    table_there: Any
-
-    @property
-    def channels(self) -> int:
-        """Return C."""
-        return int(self.table_there.shape[1])
-
-    @property
-    def table(self) -> Array:
-        """Return a copy of the table on the host."""
-        return library(self.table_there).fetch(self.table_there)
-
-    @table.setter
-    def table(self, value: Any) -> None:
-        self.table_there = value
-
-
-class Call:
+class DeviceCall:
     """The arrays of one call, for the library and on the stream of its x."""
 
     def __init__(self, x: Any) -> None:
-        cuda_backend().check_gpu()
+        launch.check_gpu()
         self.x = x
         self.library: Library = library(x)
         self.stream = self.library.stream(x)
@@ -60,7 +30,7 @@ class Call:
 
     def shadow(self, name: str, value: Any) -> Any:
         """Return the shadow of a device array; anything else as it is, for the checks to judge."""
-        return library(value).shadow(name, value) if is_device_array(value) else value
+        return library(value).shadow(name, value) if on_gpu(value) else value
 
     def new(self, shape: tuple[int, ...], dtype: Any) -> tuple[Any, Array]:
         """Return a new array on the GPU, and its shadow."""
@@ -85,7 +55,7 @@ class Call:
         """Return a parameter on the GPU, contiguous and of the one dtype of all parameters of the launch."""
         if checked is None:
             return None
-        if not is_device_array(given):
+        if not on_gpu(given):
             self.as_it_came = False
             there = self.library.send(self.x, checked.astype(dtype))
             self._alive.append(there)
@@ -97,7 +67,7 @@ class Call:
             return checked
         self.as_it_came = False
         _, shadow = self.new(checked.shape, dtype)
-        cuda_backend().convert(checked, shadow, self.stream)
+        launch.convert(checked, shadow, self.stream)
         if written:
             self._after.append(("convert", shadow, checked))
         return shadow
@@ -127,7 +97,7 @@ class Call:
         if layout.of(array, self.axis).fits(own):
             return own.view(array)
         there, view = self._temporary(array, own)
-        cuda_backend().copy(array, there, self.stream)
+        launch.copy(array, there, self.stream)
         return view
 
     def write(self, array: Array, own: layout.Layout) -> Array:
@@ -142,7 +112,7 @@ class Call:
         """Return a new array (C,) in the dtype and on the processor that its parameter has."""
         if shadow.dtype != dtype:
             there, target = self.new(shadow.shape, dtype)
-            cuda_backend().convert(shadow, target, self.stream)
+            launch.convert(shadow, target, self.stream)
         return self.library.fetch(there) if on_host else there
 
     def result(self, array: Array, on_host: bool) -> Any:
@@ -153,20 +123,20 @@ class Call:
         """Copy back what was computed elsewhere than where it belongs."""
         for what, there, target in self._after:
             if what == "copy":
-                cuda_backend().copy(there, target, self.stream)
+                launch.copy(there, target, self.stream)
             elif what == "convert":
-                cuda_backend().convert(there, target, self.stream)
+                launch.convert(there, target, self.stream)
             else:
                 target[...] = self.library.fetch(there)
 
     def update(self, running: tuple[Any, Any], moments: Moments, momentum: float, correction: float) -> None:
         """Move running statistics towards moments that the host has; waits for the GPU."""
         for given, batch in zip(running, (moments.mean, moments.var(correction)), strict=True):
-            there = is_device_array(given)
+            there = on_gpu(given)
             old = self.library.fetch(given) if there else given
             with np.errstate(over="ignore", invalid="ignore"):
                 new = (old * np.float64(1.0 - momentum) + batch * np.float64(momentum)).astype(old.dtype)
             if there:
-                cuda_backend().convert(self.sent(new), self.shadow("running", given), self.stream)
+                launch.convert(self.sent(new), self.shadow("running", given), self.stream)
             else:
                 given[...] = new

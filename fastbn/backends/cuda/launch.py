@@ -1,7 +1,9 @@
 """Launches on a GPU.
 
-Every array is a shadow (see `device_array`), data as (N, C, S) and contiguous. The table of a call is the one of
-`backends.cpu`, on the GPU. One launch forward, one backward; nothing is allocated but workspace, once a stream.
+Every array is a shadow (see `arrays`), data as (N, C, S) and contiguous; `saved` is (ROWS, C) as in
+`fastbn_kernels.saved`. One launch forward, one backward; nothing is allocated but workspace, once a stream.
+
+`tail` is what is done after the normalization, None for nothing: see `fastbn_kernels.cuda.element`.
 """
 
 from __future__ import annotations
@@ -16,14 +18,13 @@ from fastbn.backends.cuda import plan as cuda_plan
 from fastbn.backends.cuda.arrays import bits, own_stream
 from fastbn_kernels.cuda import backward as backward_kernels
 from fastbn_kernels.cuda import copy as copy_kernels
+from fastbn_kernels.cuda import gpu, memory
 from fastbn_kernels.cuda import moments as moments_kernels
 from fastbn_kernels.cuda import normalize as normalize_kernels
-from fastbn_kernels.cuda import toolkit
+from fastbn_kernels.cuda.build.decorators import Kernel, Variant
+from fastbn_kernels.cuda.normalize import GIVEN_BIAS, GIVEN_RUNNING, GIVEN_WEIGHT
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-
-# What a call came with; see `fastbn_kernels/cuda/normalize.py`.
-WEIGHT, BIAS, RUNNING = 1, 2, 4
 
 # Streams that are given workspace by one allocation, so that those after the first are not held up by theirs: a stream
 # that is being captured into a graph may not allocate at all.
@@ -35,13 +36,13 @@ _gpu: int | None = None  # the one that this process uses
 @functools.cache
 def device() -> cuda_plan.Device:
     """Return what plans need to know of the GPU that is there."""
-    return cuda_plan.Device(**toolkit.properties())
+    return cuda_plan.Device(**gpu.properties())
 
 
 def check_gpu() -> None:
     """Raise if another GPU is current than at the first call: plans, workspace and kernels are that one's."""
     global _gpu
-    current = toolkit.gpu_index()
+    current = gpu.index()
     if _gpu is None:
         _gpu = current
     if current != _gpu:
@@ -64,7 +65,7 @@ class Workspace:
         self._lock = threading.Lock()
 
     def of(self, stream: Any) -> tuple[Any, Any]:
-        """Return (slots, words) of a stream, as kernels take them; `stream` is what `own_stream` returns."""
+        """Return (slots, barriers) of a stream, as kernels take them; `stream` is what `own_stream` returns."""
         try:
             return self._of[stream]
         except KeyError:
@@ -74,19 +75,13 @@ class Workspace:
                 return self._of.setdefault(stream, self._free.pop())
 
     def _allocate(self) -> None:
-        own = device()
-        slots, words = cuda_plan.workspace(own)
-        memory = toolkit.zeros(SLAB * (8 * slots + 4 * words))
-        self._keep.append(memory)
-        for i in range(SLAB):
-            start = i * (8 * slots + 4 * words)
-            middle = start + 8 * slots
-            self._free.append(
-                (
-                    toolkit.piece(memory, start, slots, np.float64),
-                    toolkit.piece(memory, middle, words, np.uint32),
-                )
-            )
+        slots, words = cuda_plan.workspace(device())
+        nbytes = 8 * slots + 4 * words
+        slab = memory.zeros(SLAB * nbytes)
+        self._keep.append(slab)
+        for start in range(0, SLAB * nbytes, nbytes):
+            of_launch = memory.piece(slab, start, slots, np.float64)
+            self._free.append((of_launch, memory.piece(slab, start + 8 * slots, words, np.uint32)))
 
 
 workspace = Workspace()
@@ -102,113 +97,114 @@ def _as_bits(array: Array) -> Array:
     return array.view(bits(array.dtype)) if array.itemsize == 2 else array
 
 
-def plan(data: tuple[Array, ...], operands: int, waits: bool) -> cuda_plan.Plan:
+def plan(data: tuple[Array, ...], operands: int, cooperative: bool) -> cuda_plan.Plan:
     """Return how a call on these arrays (N, C, S) is launched."""
     N, C, S = data[0].shape
     aligned = all(array.__array_interface__["data"][0] % cuda_plan.VECTOR == 0 for array in data)
-    return cuda_plan.make(N, C, S, data[0].itemsize, aligned, operands, waits, device())
+    return cuda_plan.make(N, C, S, data[0].itemsize, aligned, operands, cooperative, device())
 
 
 def _launch(
-    kernels: tuple[Any, Any],
-    own: cuda_plan.Plan,
-    data: tuple[Array, ...],
-    parameters: str,
+    module: Any,
+    operation: str,
+    planned: cuda_plan.Plan,
+    data: Array,
+    params: str,
     stream: int,
     arguments: tuple[Any, ...],
+    tail: int | None = None,
 ) -> tuple[Any, list[Any]]:
-    """Launch the kernel of the plan's family with the arguments and, behind them, what the plan says.
+    """Launch an operation's kernel of the plan's family with the arguments and, behind them, what the plan says.
 
     Return what launches it again, and the arguments for that.
     """
-    kernel = kernels[own.family == "adjacent"]
-    kind = _bits(data[0].dtype), parameters, own.scalars, own.resident
-    given = *arguments, *own.geometry, own.blocks, own.teams
-    if kernel.waits:
-        given = *given, own.room, *workspace.of(own_stream(stream))
-    return kernel.launch(kind, own.grid, own.threads, stream, own.shared, given)  # type: ignore[no-any-return]
+    kernel: Kernel = getattr(module, f"{operation}_{planned.family}")
+    variant = Variant(_bits(data.dtype), params, planned.scalars, planned.blocks_per_sm, tail)
+    given = *arguments, *planned.geometry, planned.blocks, planned.block_groups
+    if kernel.cooperative:
+        given = *given, planned.smem_vectors, *workspace.of(own_stream(stream))
+    return kernel.launch(variant, planned.grid, planned.threads, stream, planned.shared, given)
 
 
 def _given(weight: Array | None, bias: Array | None, running: Array | None) -> int:
-    return WEIGHT * (weight is not None) + BIAS * (bias is not None) + RUNNING * (running is not None)
+    return GIVEN_WEIGHT * (weight is not None) + GIVEN_BIAS * (bias is not None) + GIVEN_RUNNING * (running is not None)
 
 
-def _char(*parameters: Array | None) -> str:
+def _char(*params: Array | None) -> str:
     """Return the one dtype of the parameters of a call."""
-    return next((p.dtype.char for p in parameters if p is not None), "f")
+    return next((p.dtype.char for p in params if p is not None), "f")
 
 
-def _pass(own: cuda_plan.Plan, *data: Array) -> tuple[Any, ...]:
-    return tuple(toolkit.argument(_as_bits(array), own.scalars) for array in data)
+def _data(planned: cuda_plan.Plan, *data: Array) -> tuple[Any, ...]:
+    return tuple(memory.argument(_as_bits(array), planned.scalars) for array in data)
 
 
-def _numbers(*arrays: Array | None) -> tuple[Any, ...]:
-    return tuple(toolkit.number_argument(array) for array in arrays)
+def _params(*arrays: Array | None) -> tuple[Any, ...]:
+    return tuple(memory.params_argument(array) for array in arrays)
 
 
-def moments(x: Array, table: Array, stream: int) -> None:
-    """Fill mean, low and m2 in the table."""
-    own = plan((x,), 1, True)
-    kernels = moments_kernels.moments_apart, moments_kernels.moments_adjacent
-    _launch(kernels, own, (x,), "f", stream, (*_pass(own, x), *_numbers(table)))
+def moments(x: Array, saved: Array, stream: int) -> None:
+    """Save mean, mean_lo and m2."""
+    planned = plan((x,), 1, True)
+    _launch(moments_kernels, "moments", planned, x, "f", stream, (*_data(planned, x), *_params(saved)))
 
 
 def forward(
     x: Array, weight: Array | None, bias: Array | None, running_mean: Array | None, running_var: Array | None,
-    momentum: float, correction: float, eps: float, y: Array, table: Array, stream: int,
+    momentum: float, correction: float, eps: float, y: Array, saved: Array, stream: int, tail: int | None = None,
 ) -> tuple[Any, list[Any]]:  # fmt: skip
-    """Normalise with the batch's own statistics, which fill the table and move the running ones."""
-    own = plan((x, y), 1, True)
-    kernels = normalize_kernels.forward_apart, normalize_kernels.forward_adjacent
+    """Normalise with the batch's own statistics, which are saved and move the running ones."""
+    planned = plan((x, y), 1, True)
     arguments = (
-        *_pass(own, x), *_numbers(weight, bias, running_mean, running_var), momentum, correction, eps,
-        *_pass(own, y), *_numbers(table), _given(weight, bias, running_mean),
+        *_data(planned, x), *_params(saved, weight, bias, running_mean, running_var), momentum, correction, eps,
+        *_data(planned, y), _given(weight, bias, running_mean),
     )  # fmt: skip
-    return _launch(kernels, own, (x,), _char(weight, bias, running_mean), stream, arguments)
+    params = _char(weight, bias, running_mean)
+    return _launch(normalize_kernels, "forward", planned, x, params, stream, arguments, tail)
 
 
 def normalize(
     x: Array, weight: Array | None, bias: Array | None, running_mean: Array | None, running_var: Array | None,
-    eps: float, y: Array, table: Array, stream: int,
+    eps: float, y: Array, saved: Array, stream: int, tail: int | None = None,
 ) -> tuple[Any, list[Any]]:  # fmt: skip
-    """Normalise with running statistics or, without, with mean, low and (as m2) var in the table; fill the rest."""
-    own = plan((x, y), 1, False)
-    kernels = normalize_kernels.normalize_apart, normalize_kernels.normalize_adjacent
+    """Normalise with running statistics or, without, with the saved mean, mean_lo and var; save the rest."""
+    planned = plan((x, y), 1, False)
     arguments = (
-        *_pass(own, x), *_numbers(weight, bias, running_mean, running_var), eps,
-        *_pass(own, y), *_numbers(table), _given(weight, bias, running_mean),
+        *_data(planned, x), *_params(saved, weight, bias, running_mean, running_var), eps, *_data(planned, y),
+        _given(weight, bias, running_mean),
     )  # fmt: skip
-    return _launch(kernels, own, (x,), _char(weight, bias, running_mean), stream, arguments)
+    params = _char(weight, bias, running_mean)
+    return _launch(normalize_kernels, "normalize", planned, x, params, stream, arguments, tail)
 
 
-def sums(dy: Array, x: Array, table: Array, result: Array, stream: int) -> None:
+def sums(dy: Array, x: Array, saved: Array, result: Array, stream: int, tail: int | None = None) -> None:
     """Fill result, (2, C), with the sums of dy and of dy * xhat."""
-    own = plan((dy, x), 2, True)
-    kernels = backward_kernels.sums_apart, backward_kernels.sums_adjacent
-    _launch(kernels, own, (x,), "f", stream, (*_pass(own, dy, x), *_numbers(table, result)))
+    planned = plan((dy, x), 2, True)
+    arguments = *_data(planned, dy, x), *_params(saved, result)
+    _launch(backward_kernels, "sums", planned, x, "f", stream, arguments, tail)
 
 
 def gradient(
-    dy: Array, x: Array, table: Array, sums: Array, count: float, frozen: bool, dx: Array, stream: int
-) -> None:
+    dy: Array, x: Array, saved: Array, sums: Array, count: float, frozen: bool, dx: Array, stream: int,
+    tail: int | None = None,
+) -> None:  # fmt: skip
     """Write dx from sums, (2, C), over `count` values a channel."""
-    own = plan((dy, x, dx), 2, False)
-    kernels = backward_kernels.gradient_apart, backward_kernels.gradient_adjacent
-    arguments = (*_pass(own, dy, x), *_numbers(table, sums), float(count), int(frozen), *_pass(own, dx))
-    _launch(kernels, own, (x,), "f", stream, arguments)
+    planned = plan((dy, x, dx), 2, False)
+    arguments = (*_data(planned, dy, x), *_params(saved, sums), float(count), int(frozen), *_data(planned, dx))
+    _launch(backward_kernels, "gradient", planned, x, "f", stream, arguments, tail)
 
 
 def backward(
-    dy: Array, x: Array, table: Array, frozen: bool, dx: Array, dweight: Array | None, dbias: Array | None, stream: int
-) -> tuple[Any, list[Any]]:
+    dy: Array, x: Array, saved: Array, frozen: bool, dx: Array, dweight: Array | None, dbias: Array | None,
+    stream: int, tail: int | None = None,
+) -> tuple[Any, list[Any]]:  # fmt: skip
     """Write dx and, as far as they are not None, the gradients of weight and bias."""
-    own = plan((dy, x, dx), 2, True)
-    kernels = backward_kernels.backward_apart, backward_kernels.backward_adjacent
+    planned = plan((dy, x, dx), 2, True)
     arguments = (
-        *_pass(own, dy, x), *_numbers(table), int(frozen), *_pass(own, dx), *_numbers(dweight, dbias),
+        *_data(planned, dy, x), *_params(saved), int(frozen), *_data(planned, dx), *_params(dweight, dbias),
         _given(dweight, dbias, None),
     )  # fmt: skip
-    return _launch(kernels, own, (x,), _char(dweight, dbias), stream, arguments)
+    return _launch(backward_kernels, "backward", planned, x, _char(dweight, dbias), stream, arguments, tail)
 
 
 # Blocks of a copy, which is no hot path: a few for every multiprocessor of a large GPU.
@@ -245,12 +241,12 @@ def copy(source: Array, target: Array, stream: int) -> None:
     threads = device().threads
     grid = min(COPYING, -(-int(np.prod([n for n, _, _ in inner])) // threads))
     windows, first = zip(_window(source), _window(target), strict=True)
-    base = [toolkit.argument(window, True) for window in windows]
+    base = [memory.argument(window, True) for window in windows]
+    variant = Variant(source.dtype.char, "f", True, cuda_plan.BLOCKS_PER_SM[False])
     for place in np.ndindex(*(n for n, _, _ in outer)):
         starts = [first[k - 1] + sum(i * axis[k] for i, axis in zip(place, outer, strict=True)) for k in (1, 2)]
         sizes = [axis[k] for k in range(3) for axis in inner]
-        kind = source.dtype.char, "f", True, cuda_plan.RESIDENT[False]
-        copy_kernels.copy_strided.launch(kind, grid, threads, stream, 0, (*base, *starts, *sizes))
+        copy_kernels.copy_strided.launch(variant, grid, threads, stream, 0, (*base, *starts, *sizes))
 
 
 def convert(source: Array, target: Array, stream: int) -> None:
@@ -259,10 +255,10 @@ def convert(source: Array, target: Array, stream: int) -> None:
         return
     windows, first = zip(_window(source), _window(target), strict=True)
     steps = [array.strides[0] // array.itemsize for array in (source, target)]
-    kind = source.dtype.char, target.dtype.char, True, cuda_plan.RESIDENT[False]
+    variant = Variant(source.dtype.char, target.dtype.char, True, cuda_plan.BLOCKS_PER_SM[False])
     threads = device().threads
     grid = min(COPYING, -(-source.size // threads))
     arguments = (
-        toolkit.argument(windows[0], True), toolkit.number_argument(windows[1]), source.size, *first, *steps,
+        memory.argument(windows[0], True), memory.params_argument(windows[1]), source.size, *first, *steps,
     )  # fmt: skip
-    copy_kernels.convert_strided.launch(kind, grid, threads, stream, 0, arguments)
+    copy_kernels.convert_strided.launch(variant, grid, threads, stream, 0, arguments)

@@ -1,9 +1,9 @@
 """The short way through a call on a GPU: what was launched for the same kind of call before, with other addresses.
 
-The long way (`on_device`) checks, lays out, plans and converts; all of that depends on types, shapes, strides, dtypes,
-alignments and numbers alone. A call that it has gone through once is kept as a `Recipe` under exactly these; the next
-one like it is checked for what they do not say, shared memory, and launched. Whatever is not as kept takes the long
-way, which copes or says what is wrong.
+The long way (`fastbn.call` and `backend`) checks, lays out, plans and converts; all of that depends on types, shapes,
+strides, dtypes, alignments and numbers alone. A call that it has gone through once is kept as a `Recipe` under exactly
+these; the next one like it is checked for what they do not say, shared memory, and launched. Whatever is not as kept
+takes the long way, which copes or says what is wrong.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastbn.backends.cuda.arrays import Library, own_stream
-from fastbn.backends.cuda.device_call import Call, DeviceContext
+from fastbn.backends.cuda.context import DeviceContext
+from fastbn.backends.cuda.device_call import DeviceCall
+from fastbn.call import BackwardCall, ForwardCall
 from fastbn.context import Gradients
 from fastbn_kernels.saved import ROWS
 
@@ -22,10 +24,10 @@ MOST = 4096
 
 ABSENT = (0, 0, None)  # of an array: address, bytes, everything else
 
-# Where the addresses stand among a kernel's arguments: x, out, weight, bias, running_mean, running_var, table forward;
-# dy, x, dx, table, dweight, dbias backward.
-FORWARD = (0, 8, 1, 2, 3, 4, 9)
-GIVEN = (0, 6, 1, 2, 3, 4, 7)  # with running statistics
+# Where the addresses stand among a kernel's arguments: x, out, weight, bias, running_mean, running_var, saved forward;
+# dy, x, dx, saved, dweight, dbias backward.
+FORWARD = (0, 9, 2, 3, 4, 5, 1)
+GIVEN = (0, 7, 2, 3, 4, 5, 1)  # with running statistics
 BACKWARD = (0, 1, 4, 2, 5, 6)
 
 
@@ -103,8 +105,10 @@ def _forward_key(
     library = _libraries.get(kind)
     if library is None or type(training) is not bool or type(axis) is not int or type(eps) is not float:
         return None, None
-    if type(momentum) is not float or type(correction) not in (int, float):
+    ndim = len(x.shape)
+    if type(momentum) is not float or type(correction) not in (int, float) or not -ndim <= axis < ndim:
         return None, None
+    axis %= ndim
     found = _described(library, kind, x, out, weight, bias, running_mean, running_var)
     if found is None:
         return None, None
@@ -134,22 +138,24 @@ def forward(
     library = _libraries[type(x)]
     y = library.empty_like(x, None) if out is None else out
     axis %= len(x.shape)
-    table = library.empty(x, (ROWS, recipe.channels), np.float64)
+    saved = library.empty(x, (ROWS, recipe.channels), np.float64)
     addresses = *(description[0] for description in found), 0
-    _launch(recipe, library, axis, 2, (x, y, weight, bias, running_mean, running_var, table), addresses)
-    ctx = DeviceContext(x, axis, recipe.values, table, *recipe.dtypes, not training)
+    _launch(recipe, library, axis, 2, (x, y, weight, bias, running_mean, running_var, saved), addresses)
+    ctx = DeviceContext(x, axis, recipe.values, saved, *recipe.dtypes, not training)
     ctx.on_host = (False, False)
     if out is not None and target[0] == source[0]:
         ctx.forget_x()
     return y, ctx
 
 
-def keep_forward(call: Call, ctx: DeviceContext, launched: tuple[Any, list[Any]], *given: Any) -> None:
+def keep_forward(there: DeviceCall, ctx: DeviceContext, launched: tuple[Any, list[Any]], call: ForwardCall) -> None:
     """Keep a forward pass that the long way has launched as it came."""
-    if not call.as_it_came or len(_recipes) >= MOST:
+    if not there.as_it_came or len(_recipes) >= MOST:
         return
-    _libraries[type(call.x)] = call.library
-    key, _ = _forward_key(*given)
+    _libraries[type(there.x)] = there.library
+    x, weight, bias, running_mean, running_var, out = call.given
+    options = call.training, call.momentum, call.correction, call.eps, call.axis
+    key, _ = _forward_key(x, weight, bias, running_mean, running_var, *options, out)
     if key is not None:
         launch, arguments = launched
         places = GIVEN if ctx.frozen else FORWARD
@@ -187,18 +193,18 @@ def backward(dy: Any, ctx: DeviceContext, out: Any) -> Gradients | None:
     dx = library.empty_like(x, None) if out is None else out
     made = [None if dtype is None else library.empty(x, (recipe.channels,), dtype) for dtype in recipe.dtypes]
     addresses = gradient[0], source[0], target[0], 0, 0, 0
-    _launch(recipe, library, ctx.axis, 3, (dy, x, dx, ctx.table_there, *made), addresses)
+    _launch(recipe, library, ctx.axis, 3, (dy, x, dx, ctx.saved_there, *made), addresses)
     if out is not None and target[0] == source[0]:
         ctx.forget_x()
     return Gradients(dx, *made)
 
 
-def keep_backward(call: Call, ctx: DeviceContext, launched: tuple[Any, list[Any]], dy: Any, out: Any) -> None:
+def keep_backward(there: DeviceCall, ctx: DeviceContext, launched: tuple[Any, list[Any]], call: BackwardCall) -> None:
     """Keep a backward pass that the long way has launched as it came."""
-    if not call.as_it_came or len(_recipes) >= MOST or ctx.x is None:
+    if not there.as_it_came or len(_recipes) >= MOST or ctx.x is None:
         return
-    _libraries[type(call.x)] = call.library
-    key, _ = _backward_key(dy, ctx, out)
+    _libraries[type(there.x)] = there.library
+    key, _ = _backward_key(call.given_dy, ctx, call.given_out)
     if key is not None:
         launch, arguments = launched
         dtypes = ctx.weight_dtype, ctx.bias_dtype

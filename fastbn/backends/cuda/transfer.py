@@ -1,101 +1,80 @@
 """Calls on NumPy arrays that run on a GPU: send, compute there, fetch.
 
-What travels is (N, C, S), contiguous as the array is stored, so that channels-last data stays channels-last.
+What travels is (N, C, S), contiguous as the array is stored, so that channels-last data stays channels-last. The call
+has been checked on the caller's arrays; what is sent is a call of its own, which fits because that one did.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from fastbn import layout
-from fastbn.backends.cuda import on_device
-from fastbn.backends.cuda.device_call import DeviceContext
-from fastbn.checks import aliasing as memory
-from fastbn.checks import arrays as validate
+from fastbn.backends.cuda.arrays import library, send
+from fastbn.backends.cuda.context import SentContext
+from fastbn.call import BackwardCall, ForwardCall, MomentsCall
 from fastbn.context import Context, Gradients
-from fastbn.dispatch import require, to_device, to_host
 from fastbn.moments import BackwardSums, Moments
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
-class RoundTripContext(DeviceContext):
-    """A `DeviceContext` of a NumPy array. Its x is on the GPU, as (N, C, S)."""
-
-    __slots__ = ("like", "own")
-
-    @property
-    def where(self) -> Any:
-        """Return the module that goes back through it."""
-        from fastbn.backends.cuda import transfer as round_trip
-
-        return round_trip
-
-    own: layout.Layout
-    like: Array  # the caller's x, or after out=x an array stored as it
-
-
-def _sent(array: Array, own: layout.Layout) -> Any:
-    return to_device(np.ascontiguousarray(array.transpose(own.order)).reshape(own.shape))
+def _sent(array: Array, own: layout.Layout) -> tuple[Any, Array]:
+    """Return an array on the GPU, as (N, C, S), and its shadow."""
+    there = send(np.ascontiguousarray(array.transpose(own.order)).reshape(own.shape))
+    return there, library(there).shadow("sent", there)
 
 
 def _fetch(there: Any, own: layout.Layout, target: Array) -> None:
     """Fetch (N, C, S) into an array of the caller's shape."""
-    target.transpose(own.order)[...] = to_host(there).reshape([target.shape[i] for i in own.order])
+    target.transpose(own.order)[...] = library(there).fetch(there).reshape([target.shape[i] for i in own.order])
 
 
-def batch_norm(
-    x: object, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, momentum: float,
-    correction: float, eps: float, axis: int, moments: Moments | None, out: Any,
-) -> tuple[Array, Context]:  # fmt: skip
-    """Do what `functional.batch_norm` does, on a GPU."""
-    require()
-    array = validate.data(x)
-    own = layout.of(array, validate.axis(axis, array))
-    if out is not None:
-        given = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-        others = {name: value if isinstance(value, np.ndarray) else None for name, value in given.items()}
-        out = validate.output(out, array, {"x": array}, others)
-    sent = _sent(array, own)
-    there, made = on_device.batch_norm(
-        sent, weight, bias, running_mean, running_var, training, momentum, correction, eps, 1, moments, None
+def forward(call: ForwardCall, compute: Callable[[ForwardCall], tuple[Any, Any]]) -> tuple[Array, Context]:
+    """Return y and the context; `compute` takes the same call on the GPU."""
+    own = layout.of(call.x, call.axis)
+    there, shadow = _sent(call.x, own)
+    sent = dataclasses.replace(call, x=shadow, axis=1, out=None, given=call.given._replace(x=there, out=None))
+    y_there, made = compute(sent)
+    y = layout.empty(call.x) if call.out is None else call.out
+    ctx = SentContext(
+        there, 1, made.count, made.saved_there, made.weight_dtype, made.bias_dtype, made.frozen, call.moments
     )
-    y = layout.empty(array) if out is None else out
-    ctx = RoundTripContext(
-        sent, 1, made.count, made.table_there, made.weight_dtype, made.bias_dtype, made.frozen, moments
-    )
-    ctx.on_host = made.on_host
-    ctx.own = own
-    ctx.like = array
-    if out is not None and memory.same(array, out):
+    ctx.on_host, ctx.layout, ctx.caller_x = made.on_host, own, call.x
+    if call.over_x:
         ctx.forget_x()
-    _fetch(there, own, y)
+    _fetch(y_there, own, y)
     return y, ctx
 
 
-def batch_moments(x: object, axis: int) -> Moments:
-    """Do what `functional.batch_moments` does, on a GPU."""
-    require()
-    array = validate.data(x)
-    own = layout.of(array, validate.axis(axis, array))
-    return on_device.batch_moments(_sent(array, own), 1)
+def moments(call: MomentsCall, compute: Callable[[MomentsCall], Moments]) -> Moments:
+    """Return the statistics of every channel."""
+    there, shadow = _sent(call.x, layout.of(call.x, call.axis))
+    return compute(MomentsCall(shadow, 1, there))
 
 
-def backward_sums(dy: object, ctx: RoundTripContext) -> BackwardSums:
-    """Do what `functional.backward_sums` does, on a GPU."""
-    validate.context(ctx)
-    return on_device.backward_sums(_sent(validate.gradient(dy, ctx.like), ctx.own), ctx)
+def _sent_back(call: BackwardCall) -> tuple[SentContext, BackwardCall]:
+    ctx = call.ctx
+    assert isinstance(ctx, SentContext)
+    there, shadow = _sent(call.dy, ctx.layout)
+    x = library(ctx.x).shadow("x", ctx.x)
+    return ctx, dataclasses.replace(call, x=x, dy=shadow, out=None, given_dy=there, given_out=None)
 
 
-def batch_norm_backward(dy: object, ctx: RoundTripContext, sums: BackwardSums | None, out: Any) -> Gradients:
-    """Do what `functional.batch_norm_backward` does, on a GPU."""
-    validate.context(ctx)
-    gradient = validate.gradient(dy, ctx.like)
-    if out is not None:
-        out = validate.output(out, ctx.like, {"dy": gradient, "x": ctx.like}, {})
-    grads = on_device.batch_norm_backward(_sent(gradient, ctx.own), ctx, sums, None)
-    dx = layout.empty(ctx.like) if out is None else out
-    _fetch(grads.dx, ctx.own, dx)
+def sums(call: BackwardCall, compute: Callable[[BackwardCall], BackwardSums]) -> BackwardSums:
+    """Return the sums of the backward pass."""
+    return compute(_sent_back(call)[1])
+
+
+def backward(call: BackwardCall, compute: Callable[[BackwardCall], Gradients]) -> Gradients:
+    """Return the gradients."""
+    ctx, sent = _sent_back(call)
+    grads = compute(sent)
+    dx = layout.empty(call.x) if call.out is None else call.out
+    if call.over_x:
+        ctx.forget_x()
+    _fetch(grads.dx, ctx.layout, dx)
     return Gradients(dx, grads.dweight, grads.dbias)

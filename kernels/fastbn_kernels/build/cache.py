@@ -77,12 +77,13 @@ class Files:
         numbas = cache._cache_file
         self._parent = Path(numbas._cache_path)
         self._folder = self._parent / trusted.folder_name()
-        # Another user may have got what this one needs from root, who filled the cache when an image was built.
-        source = Path(cache._py_func.__code__.co_filename)
-        of_root = [self._parent, source.parent / "__pycache__"]
-        if config.CACHE_DIR:
-            of_root.append(Path(config.CACHE_DIR, cache._impl.locator.get_suitable_cache_subpath(str(source))))
-        self._folders = dict.fromkeys([self._folder, *(parent / trusted.ROOTS for parent in of_root)])
+        self._folders = [self._folder]
+        if self._folder.name != trusted.ROOTS:  # root may have filled the cache for all when an image was built
+            source = Path(cache._py_func.__code__.co_filename)
+            of_root = [self._parent, source.parent / "__pycache__"]
+            if config.CACHE_DIR:
+                of_root.append(Path(config.CACHE_DIR, cache._impl.locator.get_suitable_cache_subpath(str(source))))
+            self._folders += dict.fromkeys(parent / trusted.ROOTS for parent in of_root)
         self._dump = numbas._dump
         self._base = re.sub(r"-\d+(?=\.py\d)", "", base)  # the line changes from release to release
         self._fresh = f"{self._base}.{_short_hash((numba.__version__, numbas._source_stamp, stamp))}-"

@@ -32,7 +32,9 @@ __all__ = [
     "ReadNCS",
     "ReadP",
     "ReadRC",
-    "Table",
+    "Saved",
+    "Sums",
+    "Tail",
     "WriteC",
     "WriteNCS",
     "WriteP",
@@ -68,7 +70,9 @@ WriteRC: TypeAlias = Array
 WriteC: TypeAlias = Array
 ReadP: TypeAlias = Array
 WriteP: TypeAlias = Array
-Table: TypeAlias = Array
+Saved: TypeAlias = Array
+Sums: TypeAlias = Array
+Tail: TypeAlias = Any
 
 
 def _parameter(data: NumbaType) -> NumbaType:
@@ -85,7 +89,9 @@ ARGUMENTS: dict[str, Callable[[NumbaType], NumbaType]] = {
     "WriteC": lambda _: types.Array(types.float64, 1, "C"),
     "ReadP": lambda data: types.Array(_parameter(data), 1, "C", readonly=True),
     "WriteP": lambda data: types.Array(_parameter(data), 1, "C"),
-    "Table": lambda _: types.Array(types.float64, 2, "C"),
+    "Saved": lambda _: types.Array(types.float64, 2, "C"),
+    "Sums": lambda _: types.Array(types.float64, 2, "C"),
+    "Tail": lambda _: types.none,
     "float": lambda _: types.float64,
     "int": lambda _: types.intp,
     "bool": lambda _: types.boolean,
@@ -138,19 +144,17 @@ class Kernel:
                         self._add(dtype, parallel)
                 return self._compiled[key]
 
-    def launch(self, dtype: np.dtype[Any], *arguments: Any) -> None:
-        """Call the function for data of `dtype`; a `False` before its arguments lets this thread do everything."""
-        if len(arguments) == len(self._signature):
-            self.get(dtype)(*arguments)
-        elif arguments[0] or not self.has_loops:
-            self.get(dtype, arguments[0])(*arguments[1:])
-        else:
-            function = self.get(dtype, False)
-            try:
-                spread.alone()
-                function(*arguments[1:])
-            finally:  # Ctrl-C may come as soon as `alone` is done
-                spread.not_alone()
+    def launch(self, dtype: np.dtype[Any], parallel: bool, *arguments: Any) -> None:
+        """Call the function for data of `dtype`; unless `parallel`, the calling thread does everything."""
+        function = self.get(dtype, parallel)
+        if parallel or not self.has_loops:
+            function(*arguments)
+            return
+        try:
+            spread.alone()
+            function(*arguments)
+        finally:  # Ctrl-C may come as soon as `alone` is done
+            spread.not_alone()
 
     def _add(self, dtype: np.dtype[Any], parallel: bool) -> None:
         key = dtype.char, parallel

@@ -1,14 +1,27 @@
-"""The kernels for processors: channels apart, x (N, C, S), and channels adjacent, x (R, C).
+"""The kernels for processors.
+
+Four layers, each made of those above it:
+
+    simd/                     vector operations: load, store, add, fma, ... on 16 lanes, as LLVM IR
+    loops/                    what walks memory: segments of one channel, or streams of rows of all channels
+    moments, normalize, ...   tiles: which part of a tensor is one task, and how the results of tasks are merged
+    @kernel functions there   a `prange` over tasks; one kernel an operation and family, all with the same arguments
+
+A family is a way to cut a tensor: `channels_first`, x (N, C, S); `channels_last`, x (R, C); and for x (N, C, S) also
+`short_segments`, `overlapped` and `tiles`. `kernel` finds a kernel by its name, operation_family.
 
 For a caller's own `@njit` code: `batch_norm_forward`, `batch_norm_backward` and `batch_norm_inference`, and for a loop
-over channels `batch_norm_forward_channel` and `batch_norm_backward_channel`; see `inline`.
+over channels `batch_norm_forward_channel` and `batch_norm_backward_channel`; see `jitted`.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastbn_kernels.build.decorators import Kernel
     from fastbn_kernels.cpu.jitted import (
         batch_norm_backward,
         batch_norm_backward_channel,
@@ -25,11 +38,41 @@ __all__ = [
     "batch_norm_inference",
 ]
 
+# The module of each kernel; importing one imports Numba.
+MODULES = {
+    "moments": ("moments_channels_first", "moments_channels_last"),
+    "normalize": (
+        "forward_channels_first", "forward_tiles", "forward_channels_last",
+        "normalize_channels_first", "normalize_channels_last",
+    ),
+    "backward": (
+        "sums_channels_first", "sums_channels_last", "gradient_channels_first", "gradient_channels_last",
+        "backward_channels_first", "backward_tiles", "backward_channels_last",
+    ),
+    "short_segments": ("forward_short_segments", "normalize_short_segments", "backward_short_segments"),
+    "overlapped": ("forward_overlapped", "backward_overlapped"),
+    "jvp": ("jvp_channels_first", "jvp_tiles", "jvp_channels_last"),
+    "double_backward": ("double_backward_channels_first", "double_backward_tiles", "double_backward_channels_last"),
+    "small_calls": (
+        "call_forward_channels_first", "call_forward_channels_last",
+        "call_backward_channels_first", "call_backward_channels_last",
+        "begin_forward", "update_running", "begin_backward",
+    ),
+}  # fmt: skip
+MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
+
+
+@functools.cache
+def kernel(name: str) -> Kernel:
+    """Return the kernel of a name, which imports its module."""
+    found: Kernel = getattr(importlib.import_module(f"{__name__}.{MODULE_OF[name]}"), name)
+    return found
+
 
 def __getattr__(name: str) -> Any:
-    """Import `inline` when one of its functions is asked for: fastbn itself does not need it."""
+    """Import `jitted` when one of its functions is asked for: fastbn itself does not need it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fastbn_kernels.cpu import jitted as inline
+    from fastbn_kernels.cpu import jitted
 
-    return getattr(inline, name)
+    return getattr(jitted, name)

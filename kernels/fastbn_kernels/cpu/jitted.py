@@ -2,9 +2,10 @@
 
 Import these from `fastbn_kernels.cpu`. They are compiled functions of arrays, to be called from `@njit` code, parallel
 or not, and from Python. They run in the thread that calls them, hold no lock, and use the tiles and sums of the kernels
-in this folder, so that results are those of `fastbn.batch_norm`: the same bits for x (N, C), and for x (N, C, S) with
-S > 1 wherever fastbn takes a channel at a time. Where it takes several (`short.py`: at most 256 values a run, at least
-16 samples and 16 channels, 32768 values and more), sums are added up in another order, and both keep the same bounds.
+in this folder, so that results are those of `fastbn.batch_norm`: the same bits for x (N, C), and for x (N, C, S) with S
+> 1 wherever fastbn takes a channel at a time. Where it takes several (`short_segments.py`: at most 256 values a
+segment, at least 16 samples and 16 channels, 32768 values and more), sums are added up in another order, and both keep
+the same bounds.
 
     x, y, dy, dx                 float32 or float64, all of one dtype, C-contiguous, (N, C, S) or (N, C). y may be x; dx
                                  may be dy or x. Numba has no arrays of 16-bit floats.
@@ -32,9 +33,11 @@ from fastbn_kernels.build import cache
 from fastbn_kernels.build.decorators import Array, scalar
 from fastbn_kernels.cpu import backward, normalize
 from fastbn_kernels.cpu.moments import channel_moments
-from fastbn_kernels.cpu.small_calls import apart
+from fastbn_kernels.cpu.small_calls import disjoint
+from fastbn_kernels.cpu.sweeps import write_tile
 from fastbn_kernels.cpu.tiles import tile_count
 from fastbn_kernels.formulas import coefficients, finite_or_zero
+from fastbn_kernels.saved import BIAS, INVSTD, MEAN, MEAN_LO, ROWS, VAR, WEIGHT
 
 __all__ = [
     "batch_norm_backward",
@@ -44,11 +47,11 @@ __all__ = [
     "batch_norm_inference",
 ]
 
-# The sources of the kernels, serial, for numbers a channel of any dtype.
-forward_rows = scalar(normalize.forward_adjacent.source)
-normalize_rows = scalar(normalize.normalize_adjacent.source)
-normalize_runs = scalar(normalize.normalize_apart.source)
-backward_rows = scalar(backward.backward_adjacent.source)
+# The sources of the kernels, serial.
+forward_rows = scalar(normalize.forward_channels_last.source)
+normalize_rows = scalar(normalize.normalize_channels_last.source)
+normalize_segments = scalar(normalize.normalize_channels_first.source)
+backward_rows = scalar(backward.backward_channels_last.source)
 
 
 # ---------------------------------------------------------------- what is checked
@@ -84,9 +87,9 @@ def _compile_time_check(read: Any, written: Any, numbers: Any) -> Any:
 
 
 @scalar
-def is_or_apart(a: Array, b: Array) -> bool:
+def same_or_disjoint(a: Array, b: Array) -> bool:
     """Return whether two arrays are the same memory, or share none."""
-    return a.ctypes.data == b.ctypes.data or apart(a, b)
+    return a.ctypes.data == b.ctypes.data or disjoint(a, b)
 
 
 @scalar
@@ -134,7 +137,7 @@ def batch_norm_forward_channel(
     scale, shift, held = coefficients(low, m2 / np.float64(N * S), np.float64(weight[c]), np.float64(bias[c]), eps)
     tiles = tile_count(N, S)
     for tile in range(tiles):
-        normalize.normalize_tile(x, c, tiles - 1 - tile, value, scale, shift, y, False)
+        write_tile(None, x, c, tiles - 1 - tile, (value, scale, shift), y, False, None)
     put_mean(mean, c, value, low)
     invstd[c] = held
 
@@ -149,11 +152,9 @@ def batch_norm_backward_channel(
     """
     compile_time_check((x, dy), (dx,), (weight, mean, invstd, dweight, dbias))
     value, low = mean_of(mean, c)
-    total, product = backward.channel_gradient(
-        dy, x, c, np.float64(weight[c]), value, low, np.float64(invstd[c]), False, dx, False
+    dbias[c], dweight[c] = backward.channel_gradient(
+        dy, x, c, value, low, np.float64(invstd[c]), np.float64(weight[c]), False, dx, False, None
     )
-    dbias[c] = total
-    dweight[c] = product
 
 
 # ---------------------------------------------------------------- whole arrays
@@ -169,21 +170,20 @@ def batch_norm_forward(x: Array, weight: Array, bias: Array, eps: float, y: Arra
     C = x.shape[1]
     if x.size == 0:
         raise ValueError("fastbn: an empty batch has no statistics")
-    if y.shape != x.shape or not is_or_apart(x, y):
+    if y.shape != x.shape or not same_or_disjoint(x, y):
         raise ValueError("fastbn: y has the shape of x, and is x or shares no memory with it")
     if weight.size != C or bias.size != C or invstd.size != C or not mean_fits(mean, C):
         raise ValueError("fastbn: weight, bias and invstd have the shape (C,), mean (C,) or (2, C)")
     if not eps > 0.0:
         raise ValueError("fastbn: eps is larger than 0")
     if x.ndim == 2:
-        table = np.empty((6, C))
+        saved = np.empty((ROWS, C))
         for c in range(C):
-            table[4, c] = weight[c]
-            table[5, c] = bias[c]
-        forward_rows(x, table[4], table[5], eps, False, y, table[0], table[1], table[2], table[3])
+            saved[WEIGHT, c], saved[BIAS, c] = weight[c], bias[c]
+        forward_rows(x, saved, eps, False, 0, y, None)
         for c in range(C):
-            put_mean(mean, c, table[0, c], table[1, c])
-            invstd[c] = table[3, c]
+            put_mean(mean, c, saved[MEAN, c], saved[MEAN_LO, c])
+            invstd[c] = saved[INVSTD, c]
     else:
         for c in range(C):
             batch_norm_forward_channel(x, c, weight, bias, eps, y, mean, invstd)
@@ -201,19 +201,18 @@ def batch_norm_backward(
     C = x.shape[1]
     if x.size == 0:
         raise ValueError("fastbn: an empty batch has no statistics")
-    if dy.shape != x.shape or dx.shape != x.shape or not is_or_apart(dx, dy) or not is_or_apart(dx, x):
+    if dy.shape != x.shape or dx.shape != x.shape or not same_or_disjoint(dx, dy) or not same_or_disjoint(dx, x):
         raise ValueError("fastbn: dy and dx have the shape of x, and dx is one of them or shares no memory with them")
     if weight.size != C or invstd.size != C or dweight.size != C or dbias.size != C or not mean_fits(mean, C):
         raise ValueError("fastbn: weight, invstd, dweight and dbias have the shape (C,), mean (C,) or (2, C)")
     if x.ndim == 2:
-        table = np.empty((5, C))
+        saved, sums = np.empty((ROWS, C)), np.empty((2, C))
         for c in range(C):
-            table[0, c], table[1, c] = mean_of(mean, c)
-            table[2, c] = invstd[c]
-        backward_rows(dy, x, weight, table[0], table[1], table[2], False, False, dx, table[3], table[4])
+            saved[MEAN, c], saved[MEAN_LO, c] = mean_of(mean, c)
+            saved[INVSTD, c], saved[WEIGHT, c] = invstd[c], weight[c]
+        backward_rows(dy, x, saved, False, False, 0, dx, sums, None)
         for c in range(C):
-            dbias[c] = table[3, c]
-            dweight[c] = table[4, c]
+            dbias[c], dweight[c] = sums[0, c], sums[1, c]
     else:
         for c in range(C):
             batch_norm_backward_channel(dy, x, c, weight, mean, invstd, dx, dweight, dbias)
@@ -224,7 +223,7 @@ def batch_norm_inference(x: Array, mean: Array, var: Array, weight: Array, bias:
     """Normalise x, (N, C, S) or (N, C), with given statistics to y, which may be x."""
     compile_time_check((x,), (y,), (weight, bias, mean, var))
     C = x.shape[1]
-    if y.shape != x.shape or not is_or_apart(x, y):
+    if y.shape != x.shape or not same_or_disjoint(x, y):
         raise ValueError("fastbn: y has the shape of x, and is x or shares no memory with it")
     if weight.size != C or bias.size != C or var.size != C or not mean_fits(mean, C):
         raise ValueError("fastbn: weight, bias and var have the shape (C,), mean (C,) or (2, C)")
@@ -232,15 +231,14 @@ def batch_norm_inference(x: Array, mean: Array, var: Array, weight: Array, bias:
         raise ValueError("fastbn: eps is larger than 0")
     if x.size == 0:
         return
-    table = np.empty((3, C))
+    saved = np.empty((ROWS, C))
     for c in range(C):
-        table[0, c], low = mean_of(mean, c)
-        w, b = np.float64(weight[c]), np.float64(bias[c])
-        table[1, c], table[2, c], _ = coefficients(low, np.float64(var[c]), w, b, eps)
+        saved[MEAN, c], saved[MEAN_LO, c] = mean_of(mean, c)
+        saved[VAR, c], saved[WEIGHT, c], saved[BIAS, c] = var[c], weight[c], bias[c]
     if x.ndim == 2:
-        normalize_rows(x, table[0], table[1], table[2], False, y)
+        normalize_rows(x, saved, eps, False, 0, y, None)
     else:
-        normalize_runs(x, table[0], table[1], table[2], False, y)
+        normalize_segments(x, saved, eps, False, 0, y, None)
 
 
 if not config.DISABLE_JIT:  # compiled once a machine, then loaded, whether Python or `@njit` code calls

@@ -17,76 +17,90 @@ from fastbn_kernels.build.decorators import (
     ReadC,
     ReadNCS,
     ReadRC,
-    Table,
+    Saved,
     WriteNCS,
     WriteRC,
     kernel,
     prange,
     scalar,
 )
-from fastbn_kernels.cpu.backward import block_gradient, channel_sums, tile_gradient
-from fastbn_kernels.cpu.tiles import block_tasks, tile_count
-from fastbn_kernels.cpu.wide_rows import wide
+from fastbn_kernels.cpu.backward import channel_sums, merge_block_sums, merge_tile_sums
+from fastbn_kernels.cpu.sweeps import block_sums, tile_sums, wide, write_block, write_tile
+from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, merge_tasks, tile_count
 from fastbn_kernels.formulas import sum_with_xhat
 from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, WEIGHT
 
 
 @scalar
-def tangent_coefficients(
-    count: float, table: Array, k: int, tweight: float, tbias: float, sum_tx: float, sum_tx_xhat: float
-) -> tuple[float, float, float]:
-    """Return (a, b, c) of channel k so that ty = a * tx + b * (x - mean) + c."""
-    invstd = table[INVSTD, k]
-    a = table[WEIGHT, k] * invstd
+def tangent_params(
+    count: float, saved: Array, k: int, tweight: float, tbias: float, sum_tx: float, sum_tx_xhat: float
+) -> tuple[float, float, float, float]:
+    """Return (mean, a, b, c) of channel k so that ty = a * tx + b * (x - mean) + c."""
+    invstd = saved[INVSTD, k]
+    a = saved[WEIGHT, k] * invstd
     b = invstd * (tweight - a * (sum_tx_xhat / count))
-    return a, b, tbias - a * (sum_tx / count) - b * table[MEAN_LO, k]
+    return saved[MEAN, k], a, b, tbias - a * (sum_tx / count) - b * saved[MEAN_LO, k]
 
 
 @kernel
-def jvp_apart(
-    tx: ReadNCS, x: ReadNCS, table: Table, tweight: ReadC, tbias: ReadC, past_cache: bool, ty: WriteNCS
+def jvp_channels_first(
+    tx: ReadNCS, x: ReadNCS, saved: Saved, tweight: ReadC, tbias: ReadC, frozen: bool, past_cache: bool, ty: WriteNCS
 ) -> None:
-    """Write ty through the batch's own statistics, whole channels spread over the threads: each is read once."""
+    """Write ty, whole channels spread over the threads: each is read from memory once."""
     N, C, S = x.shape
     tiles = tile_count(N, S)
     for k in prange(C):
-        mean = table[MEAN, k]
-        total, product = channel_sums(tx, x, k, mean)
-        product = sum_with_xhat(total, product, table[MEAN_LO, k], table[INVSTD, k])
-        a, b, c = tangent_coefficients(np.float64(N * S), table, k, tweight[k], tbias[k], total, product)
+        total, product = 0.0, 0.0
+        if not frozen:
+            total, product = channel_sums(tx, x, k, saved[MEAN, k], None)
+            product = sum_with_xhat(total, product, saved[MEAN_LO, k], saved[INVSTD, k])
+        params = tangent_params(np.float64(N * S), saved, k, tweight[k], tbias[k], total, product)
         for tile in range(tiles):
-            tile_gradient(tx, x, k, tiles - 1 - tile, mean, a, b, c, False, ty, past_cache)
+            write_tile(tx, x, k, tiles - 1 - tile, params, ty, past_cache, None)
 
 
 @kernel
-def tangent_apart(
-    tx: ReadNCS, x: ReadNCS, table: Table, tweight: ReadC, tbias: ReadC, sum_tx: ReadC, sum_tx_xhat: ReadC,
-    past_cache: bool, ty: WriteNCS,
-) -> None:  # fmt: skip
-    """Write ty from sums, zeros for running statistics, tiles spread over the threads."""
+def jvp_tiles(
+    tx: ReadNCS, x: ReadNCS, saved: Saved, tweight: ReadC, tbias: ReadC, frozen: bool, past_cache: bool, ty: WriteNCS
+) -> None:
+    """Write ty, tiles of channels spread over the threads: for few channels."""
     N, C, S = x.shape
     tiles = tile_count(N, S)
+    sums = np.zeros((2, C))
+    if not frozen:
+        slots = np.empty((C * tiles, 2))
+        for task in prange(C * tiles):
+            k = task // tiles
+            slots[task, 0], slots[task, 1] = tile_sums(tx, x, k, task % tiles, (saved[MEAN, k],), None)
+        for k in range(C):
+            merge_tile_sums(x, k, saved, slots, sums)
     for i in prange(C * tiles):
         task = C * tiles - 1 - i
         k = task // tiles
-        count = np.float64(N * S)
-        a, b, c = tangent_coefficients(count, table, k, tweight[k], tbias[k], sum_tx[k], sum_tx_xhat[k])
-        tile_gradient(tx, x, k, task % tiles, table[MEAN, k], a, b, c, False, ty, past_cache)
+        params = tangent_params(np.float64(N * S), saved, k, tweight[k], tbias[k], sums[0, k], sums[1, k])
+        write_tile(tx, x, k, task % tiles, params, ty, past_cache, None)
 
 
 @kernel
-def tangent_adjacent(
-    tx: ReadRC, x: ReadRC, table: Table, tweight: ReadC, tbias: ReadC, sum_tx: ReadC, sum_tx_xhat: ReadC,
-    past_cache: bool, ty: WriteRC,
-) -> None:  # fmt: skip
-    """Write ty from sums, zeros for running statistics, tiles spread over the threads."""
+def jvp_channels_last(
+    tx: ReadRC, x: ReadRC, saved: Saved, tweight: ReadC, tbias: ReadC, frozen: bool, past_cache: bool, ty: WriteRC
+) -> None:
+    """Write ty, tiles spread over the threads."""
     R, C = x.shape
-    _, tasks = block_tasks(R, C)
-    a, b, c = np.empty(C), np.empty(C), np.empty(C)
+    blocks, tasks = block_tasks(R, C)
+    sums = np.zeros((2, C))
+    if not frozen:
+        mean = wide(x, saved[MEAN : MEAN + 1])
+        slots = np.empty((blocks, 2, mean.shape[1]))
+        for task in prange(tasks):
+            block_sums(tx, x, task, mean, slots[block_bounds(task, R, C)[0]], None)
+        for task in prange(merge_tasks(C)):
+            merge_block_sums(task, slots, saved, sums)
+    params = np.empty((4, C))
     for k in range(C):
-        a[k], b[k], c[k] = tangent_coefficients(
-            np.float64(R), table, k, tweight[k], tbias[k], sum_tx[k], sum_tx_xhat[k]
+        params[0, k], params[1, k], params[2, k], params[3, k] = tangent_params(
+            np.float64(R), saved, k, tweight[k], tbias[k], sums[0, k], sums[1, k]
         )
-    mean, av, bv, cv = wide(x, table[MEAN]), wide(x, a), wide(x, b), wide(x, c)
+    wide_params = wide(x, params)
     for task in prange(tasks):
-        block_gradient(tx, x, tasks - 1 - task, mean, av, bv, cv, False, ty, past_cache)
+        write_block(tx, x, tasks - 1 - task, wide_params, ty, past_cache, None)

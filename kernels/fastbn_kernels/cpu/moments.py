@@ -6,7 +6,7 @@ off, the tile, still in the cache, is summed once more around its mean. So at mo
 mean, and the usual tile is swept once. Tiles are merged by Chan's formula. Means travel as offsets from the channel's
 first value, which keeps the digits that a float64 mean of 1e6 standard deviations would drop.
 
-Two families: channels apart, x (N, C, S) with S values of a channel side by side; channels adjacent, x (R, C).
+Channels first, x is (N, C, S) with S values of a channel side by side; channels last, it is (R, C).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import math
 
 import numpy as np
 
-from fastbn_kernels.build.decorators import Array, ReadNCS, ReadRC, WriteC, kernel, prange, scalar
-from fastbn_kernels.cpu.loops.row_streams import rows_sums
-from fastbn_kernels.cpu.loops.segments import runs_sums
+from fastbn_kernels.build.decorators import Array, ReadNCS, ReadRC, Saved, kernel, prange, scalar
+from fastbn_kernels.cpu.loops.segments import segments_sums
 from fastbn_kernels.cpu.simd.ops import rounded, value
+from fastbn_kernels.cpu.sweeps import block_sums, empty_params, repeat
 from fastbn_kernels.cpu.tiles import (
     block_bounds,
     block_tasks,
@@ -28,10 +28,10 @@ from fastbn_kernels.cpu.tiles import (
     tile_bounds,
     tile_count,
 )
-from fastbn_kernels.cpu.wide_rows import empty_numbers, fold, repeat
 from fastbn_kernels.formulas import finite_or_zero, group, merge, shift_is_off, split_mean
+from fastbn_kernels.saved import M2, MEAN, MEAN_LO
 
-# ---------------------------------------------------------------- channels apart
+# ---------------------------------------------------------------- channels first
 
 
 @scalar
@@ -74,7 +74,7 @@ def tile_group(x: Array, c: int, tile: int, k: float, total: float, squares: flo
     count = np.float64((n1 - n0) * (s1 - s0))
     if sum_again(x, 1.0 / count, total, squares):
         k = rounded(x, k + total / count)
-        total, squares = runs_sums(x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, k)
+        total, squares = segments_sums(None, x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, (k,), None)
     offset, m2 = group(1.0 / count, k - channel_origin(x, c), total, squares)
     return count, offset, m2
 
@@ -85,7 +85,7 @@ def tile_moments(x: Array, c: int, tile: int) -> tuple[float, float, float]:
     N, C, S = x.shape
     n0, n1, s0, s1 = tile_bounds(tile, N, S)
     k = tile_shift(x, c, tile)
-    total, squares = runs_sums(x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, k)
+    total, squares = segments_sums(None, x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, (k,), None)
     return tile_group(x, c, tile, k, total, squares)
 
 
@@ -103,57 +103,51 @@ def channel_moments(x: Array, c: int) -> tuple[float, float, float]:
     return mean, low, m2
 
 
+@scalar
+def merge_tiles(x: Array, c: int, slots: Array, saved: Array) -> None:
+    """Fill MEAN, MEAN_LO and M2 of channel c from the moments of its tiles, (tiles of all channels, 3)."""
+    tiles = tile_count(x.shape[0], x.shape[2])
+    count = 0.0
+    offset = 0.0
+    m2 = 0.0
+    for task in range(c * tiles, (c + 1) * tiles):
+        offset, m2 = merge(count, offset, m2, slots[task, 0], slots[task, 1], slots[task, 2])
+        count += slots[task, 0]
+    saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, channel_origin(x, c), offset)
+    saved[M2, c] = m2
+
+
 @kernel
-def moments_apart(x: ReadNCS, mean: WriteC, low: WriteC, m2: WriteC) -> None:
-    """Fill mean, low and m2 of every channel, tiles spread over the threads."""
+def moments_channels_first(x: ReadNCS, saved: Saved) -> None:
+    """Fill MEAN, MEAN_LO and M2, tiles of channels spread over the threads."""
     N, C, S = x.shape
     tiles = tile_count(N, S)
     slots = np.empty((C * tiles, 3))
     for task in prange(C * tiles):
         slots[task, 0], slots[task, 1], slots[task, 2] = tile_moments(x, task // tiles, task % tiles)
     for c in range(C):
-        count = 0.0
-        offset = 0.0
-        squares = 0.0
-        for task in range(c * tiles, (c + 1) * tiles):
-            offset, squares = merge(count, offset, squares, slots[task, 0], slots[task, 1], slots[task, 2])
-            count += slots[task, 0]
-        mean[c], low[c] = as_pair(x, channel_origin(x, c), offset)
-        m2[c] = squares
+        merge_tiles(x, c, slots, saved)
 
 
-# ---------------------------------------------------------------- channels adjacent
+# ---------------------------------------------------------------- channels last
 
 
 @scalar
-def block_sums(x: Array, r0: int, r1: int, c0: int, c1: int, k: Array, total: Array, squares: Array) -> None:
-    """Fill the sums of (x - k) and (x - k)^2 over rows r0 to r1, a channel each, from wide rows' columns c0 to c1."""
-    C = x.shape[1]
-    together = rows_together(C)
-    for c in range(c1 - c0):
-        total[c] = 0.0
-        squares[c] = 0.0
-    rows = (r1 - r0) // together
-    rows_sums(x, r0 * C + c0, together * C, rows, c1 - c0, k, total, squares)
-    if together > 1:
-        fold(total, C)
-        fold(squares, C)
-        rows_sums(x, (r0 + rows * together) * C, C, (r1 - r0) % together, C, k, total, squares)
+def block_moments(x: Array, task: int, shifts: Array, sums: Array) -> None:
+    """Fill this tile's part of `sums`, (blocks, 2, wide C): the offsets of the means from row 0, and m2.
 
-
-@scalar
-def block_moments(x: Array, task: int, shifts: Array, offsets: Array, squares: Array) -> None:
-    """Fill this tile's part of offsets (from row 0) and squares (blocks, wide C); shifts is workspace of that shape."""
+    `shifts`, (blocks, 1, wide C), is workspace.
+    """
     C = x.shape[1]
     block, r0, r1, c0, c1 = block_bounds(task, x.shape[0], C)
-    k = shifts[block, c0:c1]
-    offset = offsets[block, c0:c1]
-    m2 = squares[block, c0:c1]
+    k = shifts[block, 0, c0:c1]
+    offset = sums[block, 0, c0:c1]
+    m2 = sums[block, 1, c0:c1]
     channels = min(C, c1 - c0)
     for c in range(channels):
         k[c] = finite_or_zero(value(x, r0 * C + c0 + c))
     repeat(k, channels)
-    block_sums(x, r0, r1, c0, c1, k, offset, m2)
+    block_sums(None, x, task, shifts[block], sums[block], None)
     share = 1.0 / (r1 - r0)
     again = False
     for c in range(channels):
@@ -163,7 +157,7 @@ def block_moments(x: Array, task: int, shifts: Array, offsets: Array, squares: A
             if sum_again(x, share, offset[c], m2[c]):
                 k[c] += offset[c] * share
         repeat(k, channels)
-        block_sums(x, r0, r1, c0, c1, k, offset, m2)
+        block_sums(None, x, task, shifts[block], sums[block], None)
     for c in range(channels):
         origin = finite_or_zero(value(x, c0 + c))
         offset[c], m2[c] = group(share, k[c] - origin, offset[c], m2[c])
@@ -179,8 +173,8 @@ def merge_rows(
 
 
 @scalar
-def merge_blocks(x: Array, task: int, offsets: Array, squares: Array, mean: Array, low: Array, m2: Array) -> None:
-    """Fill this group of channels of mean, low and m2 from the moments of all blocks; block 0 is overwritten."""
+def merge_blocks(x: Array, task: int, sums: Array, saved: Array) -> None:
+    """Fill MEAN, MEAN_LO and M2 of this group of channels from the moments of all blocks; block 0 is overwritten."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
     c0, c1 = merge_bounds(task, C)
@@ -189,23 +183,22 @@ def merge_blocks(x: Array, task: int, offsets: Array, squares: Array, mean: Arra
         _, r0, r1, _, _ = block_bounds(block * (tasks // blocks), R, C)
         rows = np.float64(r1 - r0)
         if block > 0:
-            merge_rows(count, offsets[0, c0:c1], squares[0, c0:c1], rows, offsets[block, c0:c1], squares[block, c0:c1])
+            merge_rows(count, sums[0, 0, c0:c1], sums[0, 1, c0:c1], rows, sums[block, 0, c0:c1], sums[block, 1, c0:c1])
         count += rows
     for c in range(c0, c1):
-        mean[c], low[c] = as_pair(x, finite_or_zero(value(x, c)), offsets[0, c])
-        m2[c] = squares[0, c]
+        saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, finite_or_zero(value(x, c)), sums[0, 0, c])
+        saved[M2, c] = sums[0, 1, c]
 
 
 @kernel
-def moments_adjacent(x: ReadRC, mean: WriteC, low: WriteC, m2: WriteC) -> None:
-    """Fill mean, low and m2 of every channel, tiles spread over the threads."""
+def moments_channels_last(x: ReadRC, saved: Saved) -> None:
+    """Fill MEAN, MEAN_LO and M2, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
     width = rows_together(C) * C
-    offsets = np.empty((blocks, width))
-    squares = np.empty((blocks, width))
-    shifts = empty_numbers(x, blocks * width).reshape((blocks, width))
+    sums = np.empty((blocks, 2, width))
+    shifts = empty_params(x, blocks, width).reshape((blocks, 1, width))
     for task in prange(tasks):
-        block_moments(x, task, shifts, offsets, squares)
+        block_moments(x, task, shifts, sums)
     for task in prange(merge_tasks(C)):
-        merge_blocks(x, task, offsets, squares, mean, low, m2)
+        merge_blocks(x, task, sums, saved)

@@ -1,96 +1,84 @@
-"""Channels apart, in tensors past the cache: one channel is written while the next one is summed.
+"""Channels first, in tensors past the cache: one channel is written while the next one is summed.
 
 Memory takes reads and writes at once: 27 GB/s of each at times, where 2 cores write no faster alone (Zen 4, a shared
 machine). A thread that sums a channel, then normalises it, does one after the other. Here the two go through one loop,
-for neighbouring channels, whose runs lie at the same places; a thread takes a stretch of channels. Tiles and sums are
+for neighbouring channels, whose segments lie at the same places; a thread takes a group of channels. Tiles and sums are
 those of `moments` and `backward`, hence the bits.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from fastbn_kernels.build.decorators import Array, ReadC, ReadNCS, WriteC, WriteNCS, kernel, prange, scalar
-from fastbn_kernels.cpu.backward import channel_sums, tile_gradient
+from fastbn_kernels.build.decorators import Array, ReadNCS, Saved, Sums, Tail, WriteNCS, kernel, prange, scalar
+from fastbn_kernels.cpu.backward import channel_gradient, channel_sums, gradient_params
+from fastbn_kernels.cpu.element import first_sums, more_sums, result
 from fastbn_kernels.cpu.loops.segments import AHEAD, to_line
 from fastbn_kernels.cpu.moments import as_pair, channel_moments, channel_origin, tile_group, tile_shift
-from fastbn_kernels.cpu.normalize import normalize_tile
-from fastbn_kernels.cpu.simd.ops import (
-    add,
-    fence,
-    fma,
-    keep,
-    load,
-    load_part,
-    mul,
-    prefetch,
-    splat,
-    store_part,
-    stream,
-    sub,
-    total,
-    widen,
-)
+from fastbn_kernels.cpu.normalize import batch_params
+from fastbn_kernels.cpu.simd.ops import add, fence, prefetch, splat, store, stream, total, widen
 from fastbn_kernels.cpu.simd.types import LANES
+from fastbn_kernels.cpu.sweeps import write_tile
 from fastbn_kernels.cpu.tiles import group_bounds, tile_bounds, tile_count
-from fastbn_kernels.formulas import coefficients, gradient_coefficients, merge, sum_with_xhat
+from fastbn_kernels.formulas import merge, sum_with_xhat
+from fastbn_kernels.saved import INVSTD, M2, MEAN, MEAN_LO, WEIGHT
 
 
 @scalar
-def runs_normalize_and_sums(
-    x: Array, start: int, step: int, runs: int, length: int, mean: float, scale: float, shift: float, y: Array,
-    next_channel: int, k: float,
+def write_and_sum_segments(
+    dy: Array | None, x: Array, start: int, step: int, segments: int, length: int, numbers: tuple[float, ...],
+    out: Array, next_channel: int, next_shift: tuple[float, ...], tail: Any,
 ) -> tuple[float, float]:  # fmt: skip
-    """Write y over runs of a channel; return the sums of (x - k) and (x - k)^2 over those `next_channel` behind."""
-    m, a, b, kv = splat(x, mean), splat(x, scale), splat(x, shift), splat(x, k)
+    """Write the results of segments of a channel; return the two sums over those `next_channel` behind."""
+    params, shift = splat(x, numbers), splat(x, next_shift)
     t = widen(splat(x, 0.0))
-    q = t
-    for run in range(runs):
-        i = start + run * step
+    p = t
+    for segment in range(segments):
+        i = start + segment * step
         end = i + length
         s = i + next_channel
         stop = s + length
-        head = to_line(y, i, length)
-        store_part(y, i, head, fma(sub(load_part(x, i, head), m), a, b))
+        head = to_line(out, i, length)
+        store(out, i, head, result(dy, x, i, head, params, tail))
         i += head
         while i + 8 * LANES <= end:
-            d = sub(load(x, s), kv)
-            t8, q8 = d, mul(d, d)
+            eight = first_sums(dy, x, s, None, shift, tail)
             prefetch(x, s + AHEAD)
-            stream(y, i, fma(sub(load(x, i), m), a, b))
+            prefetch(dy, s + AHEAD)
+            stream(out, i, result(dy, x, i, None, params, tail))
             for j in range(1, 8):
-                d = sub(load(x, s + j * LANES), kv)
-                t8, q8 = add(t8, d), fma(d, d, q8)
+                eight = more_sums(eight, dy, x, s + j * LANES, None, shift, tail)
                 prefetch(x, s + j * LANES + AHEAD)
-                stream(y, i + j * LANES, fma(sub(load(x, i + j * LANES), m), a, b))
-            t, q = add(t, widen(t8)), add(q, widen(q8))
+                prefetch(dy, s + j * LANES + AHEAD)
+                stream(out, i + j * LANES, result(dy, x, i + j * LANES, None, params, tail))
+            t, p = add(t, widen(eight[0])), add(p, widen(eight[1]))
             i += 8 * LANES
             s += 8 * LANES
         while i + LANES <= end:
-            stream(y, i, fma(sub(load(x, i), m), a, b))
+            stream(out, i, result(dy, x, i, None, params, tail))
             i += LANES
-        store_part(y, i, end - i, fma(sub(load_part(x, i, end - i), m), a, b))
-        while s + 8 * LANES <= stop:  # once more at most, if the run did not start a cache line
-            d = sub(load(x, s), kv)
-            t8, q8 = d, mul(d, d)
+        store(out, i, end - i, result(dy, x, i, end - i, params, tail))
+        while s + 8 * LANES <= stop:  # once more at most, if the segment did not start a cache line
+            eight = first_sums(dy, x, s, None, shift, tail)
             for j in range(1, 8):
-                d = sub(load(x, s + j * LANES), kv)
-                t8, q8 = add(t8, d), fma(d, d, q8)
-            t, q = add(t, widen(t8)), add(q, widen(q8))
+                eight = more_sums(eight, dy, x, s + j * LANES, None, shift, tail)
+            t, p = add(t, widen(eight[0])), add(p, widen(eight[1]))
             s += 8 * LANES
         while s + LANES <= stop:
-            d = sub(load(x, s), kv)
-            t, q = add(t, widen(d)), add(q, widen(mul(d, d)))
+            one = first_sums(dy, x, s, None, shift, tail)
+            t, p = add(t, widen(one[0])), add(p, widen(one[1]))
             s += LANES
-        d = keep(sub(load_part(x, s, stop - s), kv), stop - s)
-        t, q = add(t, widen(d)), add(q, widen(mul(d, d)))
+        rest = first_sums(dy, x, s, stop - s, shift, tail)
+        t, p = add(t, widen(rest[0])), add(p, widen(rest[1]))
     fence()
-    return total(t), total(q)
+    return total(t), total(p)
 
 
 @scalar
 def normalize_and_moments(
-    x: Array, c: int, mean: float, scale: float, shift: float, y: Array
+    x: Array, c: int, params: tuple[float, float, float], y: Array, tail: Any
 ) -> tuple[float, float, float]:
     """Normalise channel c; return (mean, low, m2) of channel c + 1."""
     N, C, S = x.shape
@@ -100,9 +88,8 @@ def normalize_and_moments(
     for tile in range(tile_count(N, S)):
         n0, n1, s0, s1 = tile_bounds(tile, N, S)
         k = tile_shift(x, c + 1, tile)
-        sums, squares = runs_normalize_and_sums(
-            x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, mean, scale, shift, y, S, k
-        )
+        start = (n0 * C + c) * S + s0
+        sums, squares = write_and_sum_segments(None, x, start, C * S, n1 - n0, s1 - s0, params, y, S, (k,), tail)
         tile_n, tile_offset, tile_m2 = tile_group(x, c + 1, tile, k, sums, squares)
         offset, m2 = merge(count, offset, m2, tile_n, tile_offset, tile_m2)
         count += tile_n
@@ -112,94 +99,39 @@ def normalize_and_moments(
 
 @kernel
 def forward_overlapped(
-    x: ReadNCS, weight: ReadC, bias: ReadC, eps: float, groups: int,
-    y: WriteNCS, mean: WriteC, low: WriteC, m2: WriteC, invstd: WriteC,
-) -> None:  # fmt: skip
-    """Normalise with the batch's own statistics to y, which may be x, stretches of channels spread over the threads."""
+    x: ReadNCS, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteNCS, tail: Tail
+) -> None:
+    """Normalise with the batch's own statistics to y, which may be x, past the cache whatever `past_cache` says.
+
+    `groups` of channels are spread over the threads.
+    """
     N, C, S = x.shape
-    count = np.float64(N * S)
     tiles = tile_count(N, S)
     for task in prange(groups):
         c0, c1 = group_bounds(task, groups, C)
-        mean[c0], low[c0], m2[c0] = channel_moments(x, c0)
+        saved[MEAN, c0], saved[MEAN_LO, c0], saved[M2, c0] = channel_moments(x, c0)
         for c in range(c0, c1):
-            scale, shift, invstd[c] = coefficients(low[c], m2[c] / count, weight[c], bias[c], eps)
+            params = batch_params(saved, c, np.float64(N * S), eps)
             if c + 1 < c1:
-                mean[c + 1], low[c + 1], m2[c + 1] = normalize_and_moments(x, c, mean[c], scale, shift, y)
+                moments = normalize_and_moments(x, c, params, y, tail)
+                saved[MEAN, c + 1], saved[MEAN_LO, c + 1], saved[M2, c + 1] = moments
             else:
                 for tile in range(tiles):
-                    normalize_tile(x, c, tile, mean[c], scale, shift, y, True)
-
-
-@scalar
-def runs_gradient_and_sums(
-    dy: Array, x: Array, start: int, step: int, runs: int, length: int, mean: float, a: float, b: float, c: float,
-    dx: Array, next_channel: int, next_mean: float,
-) -> tuple[float, float]:  # fmt: skip
-    """Write dx over runs of a channel; return the sums of dy and dy * (x - mean) over those `next_channel` behind."""
-    m, av, bv, cv, mv = splat(x, mean), splat(x, a), splat(x, b), splat(x, c), splat(x, next_mean)
-    t = widen(splat(x, 0.0))
-    p = t
-    for run in range(runs):
-        i = start + run * step
-        end = i + length
-        s = i + next_channel
-        stop = s + length
-        head = to_line(dx, i, length)
-        store_part(dx, i, head, fma(load_part(dy, i, head), av, fma(sub(load_part(x, i, head), m), bv, cv)))
-        i += head
-        while i + 8 * LANES <= end:
-            g = load(dy, s)
-            t8, p8 = g, mul(g, sub(load(x, s), mv))
-            prefetch(x, s + AHEAD)
-            prefetch(dy, s + AHEAD)
-            stream(dx, i, fma(load(dy, i), av, fma(sub(load(x, i), m), bv, cv)))
-            for j in range(1, 8):
-                g = load(dy, s + j * LANES)
-                t8, p8 = add(t8, g), fma(g, sub(load(x, s + j * LANES), mv), p8)
-                prefetch(x, s + j * LANES + AHEAD)
-                prefetch(dy, s + j * LANES + AHEAD)
-                o = i + j * LANES
-                stream(dx, o, fma(load(dy, o), av, fma(sub(load(x, o), m), bv, cv)))
-            t, p = add(t, widen(t8)), add(p, widen(p8))
-            i += 8 * LANES
-            s += 8 * LANES
-        while i + LANES <= end:
-            stream(dx, i, fma(load(dy, i), av, fma(sub(load(x, i), m), bv, cv)))
-            i += LANES
-        rest = end - i
-        store_part(dx, i, rest, fma(load_part(dy, i, rest), av, fma(sub(load_part(x, i, rest), m), bv, cv)))
-        while s + 8 * LANES <= stop:
-            g = load(dy, s)
-            t8, p8 = g, mul(g, sub(load(x, s), mv))
-            for j in range(1, 8):
-                g = load(dy, s + j * LANES)
-                t8, p8 = add(t8, g), fma(g, sub(load(x, s + j * LANES), mv), p8)
-            t, p = add(t, widen(t8)), add(p, widen(p8))
-            s += 8 * LANES
-        while s + LANES <= stop:
-            g = load(dy, s)
-            t, p = add(t, widen(g)), add(p, widen(mul(g, sub(load(x, s), mv))))
-            s += LANES
-        g = load_part(dy, s, stop - s)
-        product = mul(g, keep(sub(load_part(x, s, stop - s), mv), stop - s))
-        t, p = add(t, widen(g)), add(p, widen(product))
-    fence()
-    return total(t), total(p)
+                    write_tile(None, x, c, tile, params, y, True, tail)
 
 
 @scalar
 def gradient_and_sums(
-    dy: Array, x: Array, channel: int, mean: float, a: float, b: float, c: float, dx: Array, next_mean: float
+    dy: Array, x: Array, c: int, params: tuple[float, float, float, float], dx: Array, next_mean: float, tail: Any
 ) -> tuple[float, float]:
-    """Write dx of a channel; return the sums of dy and dy * (x - mean) of the next one."""
+    """Write dx of channel c; return the sums of dy and dy * (x - mean) of the next one."""
     N, C, S = x.shape
     sums = 0.0
     products = 0.0
     for tile in range(tile_count(N, S)):
         n0, n1, s0, s1 = tile_bounds(tile, N, S)
-        start = (n0 * C + channel) * S + s0
-        t, p = runs_gradient_and_sums(dy, x, start, C * S, n1 - n0, s1 - s0, mean, a, b, c, dx, S, next_mean)
+        start = (n0 * C + c) * S + s0
+        t, p = write_and_sum_segments(dy, x, start, C * S, n1 - n0, s1 - s0, params, dx, S, (next_mean,), tail)
         sums += t
         products += p
     return sums, products
@@ -207,22 +139,32 @@ def gradient_and_sums(
 
 @kernel
 def backward_overlapped(
-    dy: ReadNCS, x: ReadNCS, weight: ReadC, mean: ReadC, low: ReadC, invstd: ReadC, groups: int,
-    dx: WriteNCS, sum_dy: WriteC, sum_dy_xhat: WriteC,
+    dy: ReadNCS, x: ReadNCS, saved: Saved, frozen: bool, past_cache: bool, groups: int, dx: WriteNCS, sums: Sums,
+    tail: Tail,
 ) -> None:  # fmt: skip
-    """Write dx, which may be dy or x, and the sums, stretches of channels spread over the threads."""
+    """Write dx, which may be dy or x, and the sums, past the cache whatever `past_cache` says.
+
+    `groups` of channels are spread over the threads. With frozen statistics x is not read for dx, and each channel is
+    taken by itself.
+    """
     N, C, S = x.shape
-    count = np.float64(N * S)
     tiles = tile_count(N, S)
     for task in prange(groups):
         c0, c1 = group_bounds(task, groups, C)
-        sums, products = channel_sums(dy, x, c0, mean[c0])
-        for k in range(c0, c1):
-            sum_dy[k] = sums
-            sum_dy_xhat[k] = sum_with_xhat(sums, products, low[k], invstd[k])
-            a, b, c = gradient_coefficients(count, low[k], invstd[k], weight[k], sum_dy[k], sum_dy_xhat[k])
-            if k + 1 < c1:
-                sums, products = gradient_and_sums(dy, x, k, mean[k], a, b, c, dx, mean[k + 1])
+        if frozen:
+            for c in range(c0, c1):
+                sums[0, c], sums[1, c] = channel_gradient(
+                    dy, x, c, saved[MEAN, c], saved[MEAN_LO, c], saved[INVSTD, c], saved[WEIGHT, c], True, dx, True,
+                    tail,
+                )  # fmt: skip
+            continue
+        total, product = channel_sums(dy, x, c0, saved[MEAN, c0], tail)
+        for c in range(c0, c1):
+            sums[0, c] = total
+            sums[1, c] = sum_with_xhat(total, product, saved[MEAN_LO, c], saved[INVSTD, c])
+            params = gradient_params(np.float64(N * S), saved, c, sums)
+            if c + 1 < c1:
+                total, product = gradient_and_sums(dy, x, c, params, dx, saved[MEAN, c + 1], tail)
             else:
                 for tile in range(tiles):
-                    tile_gradient(dy, x, k, tile, mean[k], a, b, c, False, dx, True)
+                    write_tile(dy, x, c, tile, params, dx, True, tail)

@@ -1,10 +1,10 @@
-"""Channels apart with short runs, as planes of 7 x 7: several channels at a time, as rows of their values.
+"""Channels first with short segments, as planes of 7 x 7: several channels at a time, as rows of their values.
 
-The values of adjacent channels in one sample lie side by side, so x (N, C, S) is also N rows of C * S columns, of
-which a group of channels is a stretch. The loops of `bands` take it as such, with the numbers of a channel repeated for
-its S columns: whole vectors instead of a tail a run, memory in order instead of a jump a run. From the cache,
-64 x 512 x 7 x 7 on 2 cores: 44 GB/s against 33 for runs (float32, read once and written once); 32 x 1024 x 14 x 14 42
-against 21.
+The values of adjacent channels in one sample lie side by side, so x (N, C, S) is also N rows of C * S columns, of which
+a group of channels is a stretch. The loops of `row_streams` take it as such, with the parameters of a channel repeated
+for its S columns: whole vectors instead of a rest a segment, memory in order instead of a jump a segment. From the
+cache, 64 x 512 x 7 x 7 on 2 cores: 44 GB/s against 33 for segments (float32, read once and written once); 32 x 1024 x
+14 x 14 42 against 21.
 
 A thread takes whole groups, so that a group is read from memory once. Columns are summed alone and then added up, in an
 order that does not depend on the group: its size may follow the number of threads.
@@ -12,48 +12,40 @@ order that does not depend on the group: its size may follow the number of threa
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from fastbn_kernels.build.decorators import Array, ReadC, ReadNCS, WriteC, WriteNCS, kernel, prange, scalar
-from fastbn_kernels.cpu.loops.row_streams import (
-    rows_gradient,
-    rows_gradient_sums,
-    rows_normalize,
-    rows_scale,
-    rows_sums,
-)
-from fastbn_kernels.cpu.loops.segments import column_total, runs_sums, to_line
+from fastbn_kernels.build.decorators import Array, ReadNCS, Saved, Sums, Tail, WriteNCS, kernel, prange, scalar
+from fastbn_kernels.cpu.backward import gradient_params
+from fastbn_kernels.cpu.loops.row_streams import sum_rows, write_rows
+from fastbn_kernels.cpu.loops.segments import column_total, segments_sums, to_line
 from fastbn_kernels.cpu.moments import as_pair, channel_origin, sum_again
+from fastbn_kernels.cpu.normalize import channel_params
 from fastbn_kernels.cpu.simd.ops import fence, rounded, splat, store, value
 from fastbn_kernels.cpu.simd.types import LANES
+from fastbn_kernels.cpu.sweeps import empty_params
 from fastbn_kernels.cpu.tiles import group_bounds, tile_bounds, tile_count
-from fastbn_kernels.cpu.wide_rows import empty_numbers
-from fastbn_kernels.formulas import (
-    coefficients,
-    finite_or_zero,
-    gradient_coefficients,
-    group,
-    merge,
-    sum_with_xhat,
-)
+from fastbn_kernels.formulas import finite_or_zero, group, merge, sum_with_xhat
+from fastbn_kernels.saved import INVSTD, M2, MEAN, MEAN_LO, VAR
 
 
 @scalar
-def spread(values: Array, c: int, S: int, number: float) -> None:
+def spread(params: Array, row: int, c: int, S: int, number: float) -> None:
     """Fill the S columns of the group's channel c with its number, and up to LANES behind, which come later."""
-    vector = splat(values, number)
-    for i in range(c * S, (c + 1) * S, LANES):
-        store(values, i, vector)
+    vector = splat(params, number)
+    start = row * params.shape[1]
+    for i in range(start + c * S, start + (c + 1) * S, LANES):
+        store(params, i, None, vector)
 
 
 @scalar
-def group_moments(x: Array, c0: int, c1: int, mean: Array, low: Array, m2: Array) -> None:
-    """Fill mean, low and m2 of channels c0 to c1."""
+def group_moments(x: Array, c0: int, c1: int, saved: Array) -> None:
+    """Fill MEAN, MEAN_LO and M2 of channels c0 to c1."""
     N, C, S = x.shape
     width = (c1 - c0) * S
-    k = empty_numbers(x, width + LANES)
-    t = np.empty(width)
-    q = np.empty(width)
+    k = empty_params(x, 1, width + LANES)
+    sums = np.empty((2, width))
     offsets = np.zeros(c1 - c0)
     squares = np.zeros(c1 - c0)
     count = 0.0
@@ -62,115 +54,106 @@ def group_moments(x: Array, c0: int, c1: int, mean: Array, low: Array, m2: Array
         start = (n0 * C + c0) * S
         values = np.float64((n1 - n0) * S)
         for c in range(c1 - c0):
-            spread(k, c, S, finite_or_zero(value(x, start + c * S)))
-        t[:] = 0.0
-        q[:] = 0.0
-        rows_sums(x, start, C * S, n1 - n0, width, k, t, q)
+            spread(k, 0, c, S, finite_or_zero(value(x, start + c * S)))
+        sums[:] = 0.0
+        sum_rows(None, x, start, C * S, n1 - n0, width, k, 0, sums, None)
         for c in range(c1 - c0):
-            shift = np.float64(k[c * S])
-            total = column_total(t, c * S, S)
-            square = column_total(q, c * S, S)
+            shift = np.float64(k[0, c * S])
+            total = column_total(sums, c * S, S)
+            square = column_total(sums, width + c * S, S)
             if sum_again(x, 1.0 / values, total, square):
                 shift = rounded(x, shift + total / values)
-                total, square = runs_sums(x, start + c * S, C * S, n1 - n0, S, shift)
+                total, square = segments_sums(None, x, start + c * S, C * S, n1 - n0, S, (shift,), None)
             offset, squared = group(1.0 / values, shift - channel_origin(x, c0 + c), total, square)
             offsets[c], squares[c] = merge(count, offsets[c], squares[c], values, offset, squared)
         count += values
     for c in range(c1 - c0):
-        mean[c0 + c], low[c0 + c] = as_pair(x, channel_origin(x, c0 + c), offsets[c])
-        m2[c0 + c] = squares[c]
+        saved[MEAN, c0 + c], saved[MEAN_LO, c0 + c] = as_pair(x, channel_origin(x, c0 + c), offsets[c])
+        saved[M2, c0 + c] = squares[c]
+
+
+@scalar
+def write_group(
+    dy: Array | None, x: Array | None, c0: int, width: int, params: Array, out: Array, past_cache: bool, tail: Any
+) -> None:
+    """Write the results of `width` columns from channel c0 on, with parameters a column and LANES columns more."""
+    N, C, S = out.shape
+    start, step = c0 * S, C * S
+    if past_cache and step % LANES == 0:
+        head = to_line(out, start, width)
+        write_rows(dy, x, start, step, N, head, params, 0, out, False, tail)
+        write_rows(dy, x, start + head, step, N, width - head, params, head, out, True, tail)
+        fence()
+    else:
+        write_rows(dy, x, start, step, N, width, params, 0, out, False, tail)
 
 
 @scalar
 def group_normalize(
-    x: Array, c0: int, c1: int, mean: Array, scale: Array, shift: Array, y: Array, past_cache: bool
+    x: Array, c0: int, c1: int, saved: Array, eps: float, y: Array, past_cache: bool, tail: Any
 ) -> None:
-    """Normalise channels c0 to c1; scale and shift are theirs alone."""
-    N, C, S = x.shape
+    """Normalise channels c0 to c1 with their MEAN, MEAN_LO and VAR; fill their INVSTD."""
+    S = x.shape[2]
     width = (c1 - c0) * S
-    m = empty_numbers(x, width + LANES)
-    a = empty_numbers(x, width + LANES)
-    b = empty_numbers(x, width + LANES)
+    params = empty_params(x, 3, width + LANES)
     for c in range(c1 - c0):
-        spread(m, c, S, mean[c0 + c])
-        spread(a, c, S, scale[c])
-        spread(b, c, S, shift[c])
-    start, step = c0 * S, C * S
-    if past_cache and step % LANES == 0:
-        head = to_line(y, start, width)
-        rows_normalize(x, start, step, N, head, m, a, b, y, False)
-        rows_normalize(x, start + head, step, N, width - head, m[head:], a[head:], b[head:], y, True)
-        fence()
-    else:
-        rows_normalize(x, start, step, N, width, m, a, b, y, False)
+        mean, scale, shift = channel_params(saved, c0 + c, eps)
+        spread(params, 0, c, S, mean)
+        spread(params, 1, c, S, scale)
+        spread(params, 2, c, S, shift)
+    write_group(None, x, c0, width, params, y, past_cache, tail)
 
 
 @kernel
-def forward_short(
-    x: ReadNCS, weight: ReadC, bias: ReadC, eps: float, past_cache: bool, groups: int,
-    y: WriteNCS, mean: WriteC, low: WriteC, m2: WriteC, invstd: WriteC,
-) -> None:  # fmt: skip
+def forward_short_segments(
+    x: ReadNCS, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteNCS, tail: Tail
+) -> None:
     """Normalise with the batch's own statistics to y, which may be x, groups of channels spread over the threads."""
     N, C, S = x.shape
-    count = np.float64(N * S)
     for task in prange(groups):
         c0, c1 = group_bounds(task, groups, C)
-        group_moments(x, c0, c1, mean, low, m2)
-        scale = np.empty(c1 - c0)
-        shift = np.empty(c1 - c0)
+        group_moments(x, c0, c1, saved)
         for c in range(c0, c1):
-            scale[c - c0], shift[c - c0], invstd[c] = coefficients(low[c], m2[c] / count, weight[c], bias[c], eps)
-        group_normalize(x, c0, c1, mean, scale, shift, y, past_cache)
+            saved[VAR, c] = saved[M2, c] / np.float64(N * S)
+        group_normalize(x, c0, c1, saved, eps, y, past_cache, tail)
 
 
 @kernel
-def normalize_short(
-    x: ReadNCS, mean: ReadC, scale: ReadC, shift: ReadC, past_cache: bool, groups: int, y: WriteNCS
+def normalize_short_segments(
+    x: ReadNCS, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteNCS, tail: Tail
 ) -> None:
-    """Write (x - mean) * scale + shift to y, which may be x, groups of channels spread over the threads."""
+    """Normalise with given statistics to y, which may be x, groups of channels spread over the threads."""
     for task in prange(groups):
         c0, c1 = group_bounds(task, groups, x.shape[1])
-        group_normalize(x, c0, c1, mean, scale[c0:c1], shift[c0:c1], y, past_cache)
+        group_normalize(x, c0, c1, saved, eps, y, past_cache, tail)
 
 
 @kernel
-def backward_short(
-    dy: ReadNCS, x: ReadNCS, weight: ReadC, mean: ReadC, low: ReadC, invstd: ReadC, frozen: bool, past_cache: bool,
-    groups: int, dx: WriteNCS, sum_dy: WriteC, sum_dy_xhat: WriteC,
+def backward_short_segments(
+    dy: ReadNCS, x: ReadNCS, saved: Saved, frozen: bool, past_cache: bool, groups: int, dx: WriteNCS, sums: Sums,
+    tail: Tail,
 ) -> None:  # fmt: skip
-    """Write dx, which may be dy or x, and the sums, groups of channels spread over the threads.
-
-    sum_dy is the gradient of the bias, sum_dy_xhat that of the weight.
-    """
+    """Write dx, which may be dy or x, and the sums, groups of channels spread over the threads."""
     N, C, S = x.shape
     count = np.float64(N * S)
     for task in prange(groups):
         c0, c1 = group_bounds(task, groups, C)
         width = (c1 - c0) * S
-        start, step = c0 * S, C * S
-        m = empty_numbers(x, width + LANES)
-        a = empty_numbers(x, width + LANES)
-        b = empty_numbers(x, width + LANES)
-        k = empty_numbers(x, width + LANES)
+        params = empty_params(x, 4, width + LANES)
         for c in range(c1 - c0):
-            spread(m, c, S, mean[c0 + c])
-        t = np.zeros(width)
-        p = np.zeros(width)
-        rows_gradient_sums(dy, x, start, step, N, width, m, t, p)
-        for c in range(c0, c1):
-            sum_dy[c] = column_total(t, (c - c0) * S, S)
-            product = column_total(p, (c - c0) * S, S)
-            sum_dy_xhat[c] = sum_with_xhat(sum_dy[c], product, low[c], invstd[c])
-            av, bv, cv = gradient_coefficients(count, low[c], invstd[c], weight[c], sum_dy[c], sum_dy_xhat[c])
-            spread(a, c - c0, S, av)
-            spread(b, c - c0, S, bv)
-            spread(k, c - c0, S, cv)
+            spread(params, 0, c, S, saved[MEAN, c0 + c])
+        columns = np.zeros((2, width))
+        sum_rows(dy, x, c0 * S, C * S, N, width, params, 0, columns, tail)
+        for c in range(c1 - c0):
+            k = c0 + c
+            sums[0, k] = column_total(columns, c * S, S)
+            product = column_total(columns, width + c * S, S)
+            sums[1, k] = sum_with_xhat(sums[0, k], product, saved[MEAN_LO, k], saved[INVSTD, k])
+            _, av, bv, cv = gradient_params(count, saved, k, sums)
+            spread(params, 1, c, S, av)
+            spread(params, 2, c, S, bv)
+            spread(params, 3, c, S, cv)
         if frozen:
-            rows_scale(dy, start, step, N, width, a, dx)
-        elif past_cache and step % LANES == 0:
-            head = to_line(dx, start, width)
-            rows_gradient(dy, x, start, step, N, head, m, a, b, k, dx, False)
-            rows_gradient(dy, x, start + head, step, N, width - head, m[head:], a[head:], b[head:], k[head:], dx, True)
-            fence()
+            write_group(dy, None, c0, width, params, dx, past_cache, tail)
         else:
-            rows_gradient(dy, x, start, step, N, width, m, a, b, k, dx, False)
+            write_group(dy, x, c0, width, params, dx, past_cache, tail)

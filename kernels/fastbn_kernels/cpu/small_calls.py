@@ -2,11 +2,10 @@
 
 Parameters and running statistics come as the caller holds them and are checked here: their lengths, and that what is
 written shares no memory with anything else. A kernel that refuses has written nothing; the caller then takes the long
-way, whose checks say what is wrong. What a refusal does not cover, dtypes and memory orders, Numba's
-dispatcher checks when it is called.
+way, whose checks say what is wrong. What a refusal does not cover, dtypes and memory orders, Numba's dispatcher checks
+when it is called.
 
-`enter` and `leave` are the two ends of a call around a kernel for larger tensors. A table holds a row (C,) each of
-mean, low, m2, invstd, weight and bias.
+`begin_forward`, `update_running` and `begin_backward` are the ends of a call around a kernel for larger tensors.
 """
 
 from __future__ import annotations
@@ -18,36 +17,37 @@ from fastbn_kernels.build.decorators import (
     ReadNCS,
     ReadP,
     ReadRC,
-    Table,
+    Saved,
+    Tail,
     WriteNCS,
     WriteP,
     WriteRC,
     kernel,
     scalar,
 )
-from fastbn_kernels.cpu.backward import block_gradient, block_sums, channel_gradient, wide_coefficients
-from fastbn_kernels.cpu.loops.segments import run_gradient, run_normalize, run_scale, runs_gradient_sums, runs_sums
+from fastbn_kernels.cpu.backward import channel_gradient, wide_gradient_params, write_block_gradient
+from fastbn_kernels.cpu.loops.segments import segments_sums, write_segment
 from fastbn_kernels.cpu.moments import as_pair, block_moments, channel_moments
-from fastbn_kernels.cpu.normalize import normalize_block
+from fastbn_kernels.cpu.normalize import all_params
 from fastbn_kernels.cpu.simd.ops import value
+from fastbn_kernels.cpu.sweeps import block_sums, empty_params, wide, write_block
 from fastbn_kernels.cpu.tiles import block_tasks, rows_together, tile_count
-from fastbn_kernels.cpu.wide_rows import empty_numbers, wide
 from fastbn_kernels.formulas import (
-    coefficients,
     finite_or_zero,
     gradient_coefficients,
     group,
+    running_average,
     shift_is_off,
     sum_with_xhat,
 )
 from fastbn_kernels.saved import BIAS, INVSTD, M2, MEAN, MEAN_LO, VAR, WEIGHT
 
-# What a kernel answers.
+# What a kernel answers: an argument does not fit, and nothing was written; y was written; y was written over x.
 REFUSED, DONE, OVER_X = range(3)
 
 
 @scalar
-def apart(a: Array, b: Array) -> bool:
+def disjoint(a: Array, b: Array) -> bool:
     """Return whether two contiguous arrays share no memory."""
     a0, b0 = a.ctypes.data, b.ctypes.data
     a1, b1 = a0 + a.size * a.itemsize, b0 + b.size * b.itemsize
@@ -55,18 +55,18 @@ def apart(a: Array, b: Array) -> bool:
 
 
 @scalar
-def done(x: Array, y: Array) -> int:
+def answer(x: Array, y: Array) -> int:
     """Return what a kernel answers that wrote y."""
     return OVER_X if x.ctypes.data == y.ctypes.data else DONE
 
 
 @scalar
-def fits(
+def forward_fits(
     count: int, x: Array, weight: Array, bias: Array, running_mean: Array, running_var: Array, correction: float,
-    training: bool, y: Array, table: Array,
+    training: bool, y: Array, saved: Array,
 ) -> bool:  # fmt: skip
     """Return whether the arrays of a forward pass fit together; an empty parameter stands for none."""
-    C = table.shape[1]
+    C = saved.shape[1]
     if (weight.size != C and weight.size != 0) or (bias.size != C and bias.size != 0):
         return False
     if running_mean.size != running_var.size or (running_mean.size != C and running_mean.size != 0):
@@ -75,196 +75,189 @@ def fits(
         return False
     if not training and running_mean.size != C:
         return False
-    if x.size != y.size or not (x.ctypes.data == y.ctypes.data or apart(x, y)):
+    if x.size != y.size or not (x.ctypes.data == y.ctypes.data or disjoint(x, y)):
         return False
     for written in (running_mean, running_var):
-        if not (apart(written, x) and apart(written, y) and apart(written, weight) and apart(written, bias)):
+        if not (
+            disjoint(written, x) and disjoint(written, y) and disjoint(written, weight) and disjoint(written, bias)
+        ):
             return False
-    return apart(running_mean, running_var) and apart(y, weight) and apart(y, bias)
+    return disjoint(running_mean, running_var) and disjoint(y, weight) and disjoint(y, bias)
 
 
 @scalar
-def take(values: Array, row: Array, default: float) -> None:
-    """Copy a parameter to its row of the table."""
+def backward_fits(dy: Array, x: Array, dx: Array) -> bool:
+    """Return whether dx is dy, or x, or shares no memory with either."""
+    return (
+        dy.size == x.size
+        and dx.size == x.size
+        and (dx.ctypes.data == dy.ctypes.data or disjoint(dx, dy))
+        and (dx.ctypes.data == x.ctypes.data or disjoint(dx, x))
+    )
+
+
+@scalar
+def copy_parameter(values: Array, row: Array, default: float) -> None:
+    """Copy a parameter to its row; an empty one stands for its default."""
     for c in range(row.size):
         row[c] = values[c] if values.size > 0 else default
 
 
 @scalar
-def take_all(
-    x: Array, weight: Array, bias: Array, running_mean: Array, running_var: Array, training: bool, table: Array
+def begin_saved(
+    x: Array, weight: Array, bias: Array, running_mean: Array, running_var: Array, training: bool, saved: Array
 ) -> None:
-    """Fill the rows of the table that are known before x is read."""
-    take(weight, table[WEIGHT], 1.0)
-    take(bias, table[BIAS], 0.0)
+    """Fill the rows that are known before x is read."""
+    copy_parameter(weight, saved[WEIGHT], 1.0)
+    copy_parameter(bias, saved[BIAS], 0.0)
     if not training:
-        for c in range(table.shape[1]):
-            table[MEAN, c], table[MEAN_LO, c] = as_pair(x, running_mean[c], 0.0)
-            table[VAR, c] = running_var[c]
+        for c in range(saved.shape[1]):
+            saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, running_mean[c], 0.0)
+            saved[VAR, c] = running_var[c]
 
 
 @scalar
-def update(
-    count: int, running_mean: Array, running_var: Array, momentum: float, correction: float, table: Array
+def move_running(
+    count: int, running_mean: Array, running_var: Array, momentum: float, correction: float, saved: Array
 ) -> None:
-    """Move the running statistics towards the batch's."""
+    """Move the running statistics, if there are any, towards the batch's."""
     for c in range(running_mean.size):
-        mean = table[MEAN, c] + table[MEAN_LO, c]
-        var = table[M2, c] / (count - correction)
-        running_mean[c] = running_mean[c] * (1.0 - momentum) + mean * momentum
-        running_var[c] = running_var[c] * (1.0 - momentum) + var * momentum
-
-
-@scalar
-def fold(count: int, training: bool, eps: float, table: Array) -> tuple[Array, Array]:
-    """Return scale and shift (C,); fill invstd."""
-    C = table.shape[1]
-    scale, shift = np.empty(C), np.empty(C)
-    for c in range(C):
-        if training:
-            table[VAR, c] = table[M2, c] / count
-        scale[c], shift[c], table[INVSTD, c] = coefficients(
-            table[MEAN_LO, c], table[VAR, c], table[WEIGHT, c], table[BIAS, c], eps
-        )
-    return scale, shift
+        mean, var = saved[MEAN, c] + saved[MEAN_LO, c], saved[M2, c] / (count - correction)
+        running_mean[c] = running_average(running_mean[c], mean, momentum)
+        running_var[c] = running_average(running_var[c], var, momentum)
 
 
 @kernel
-def enter(
+def begin_forward(
     x: ReadNCS, weight: ReadP, bias: ReadP, running_mean: WriteP, running_var: WriteP, correction: float,
-    training: bool, y: WriteNCS, table: Table,
+    training: bool, y: WriteNCS, saved: Saved,
 ) -> int:  # fmt: skip
-    """Check the arrays of a forward pass and take its parameters."""
-    if not fits(x.shape[0] * x.shape[2], x, weight, bias, running_mean, running_var, correction, training, y, table):
+    """Check the arrays of a forward pass and fill the rows that are known before x is read."""
+    count = x.shape[0] * x.shape[2]
+    if not forward_fits(count, x, weight, bias, running_mean, running_var, correction, training, y, saved):
         return REFUSED
-    take_all(x, weight, bias, running_mean, running_var, training, table)
-    return done(x, y)
+    begin_saved(x, weight, bias, running_mean, running_var, training, saved)
+    return answer(x, y)
 
 
 @kernel
-def leave(
-    x: ReadNCS, running_mean: WriteP, running_var: WriteP, momentum: float, correction: float, table: Table
+def update_running(
+    x: ReadNCS, running_mean: WriteP, running_var: WriteP, momentum: float, correction: float, saved: Saved
 ) -> None:
     """Update the running statistics of a training forward pass."""
-    update(x.shape[0] * x.shape[2], running_mean, running_var, momentum, correction, table)
+    move_running(x.shape[0] * x.shape[2], running_mean, running_var, momentum, correction, saved)
 
 
 @kernel
-def call_forward_adjacent(
+def begin_backward(dy: ReadNCS, x: ReadNCS, dx: WriteNCS) -> int:
+    """Check the arrays of a backward pass."""
+    return answer(x, dx) if backward_fits(dy, x, dx) else REFUSED
+
+
+@kernel
+def call_forward_channels_last(
     x: ReadRC, weight: ReadP, bias: ReadP, running_mean: WriteP, running_var: WriteP,
-    momentum: float, correction: float, eps: float, training: bool, y: WriteRC, table: Table,
+    momentum: float, correction: float, eps: float, training: bool, y: WriteRC, saved: Saved, tail: Tail,
 ) -> int:  # fmt: skip
-    """Normalise to y, which may be x, in training with the batch's own statistics; refuse more than one tile."""
+    """Normalise to y, which may be x, in training with the batch's own statistics; x has less than a block's rows."""
     R, C = x.shape
-    if block_tasks(R, C)[1] != 1:
+    if not forward_fits(R, x, weight, bias, running_mean, running_var, correction, training, y, saved):
         return REFUSED
-    if not fits(R, x, weight, bias, running_mean, running_var, correction, training, y, table):
-        return REFUSED
-    take_all(x, weight, bias, running_mean, running_var, training, table)
+    begin_saved(x, weight, bias, running_mean, running_var, training, saved)
+    _, tasks = block_tasks(R, C)
     if training:
         width = rows_together(C) * C
-        offsets, squares = np.empty((1, width)), np.empty((1, width))
-        shifts = empty_numbers(x, width).reshape((1, width))
-        block_moments(x, 0, shifts, offsets, squares)
+        sums = np.empty((1, 2, width))
+        shifts = empty_params(x, 1, width).reshape((1, 1, width))
+        for task in range(tasks):
+            block_moments(x, task, shifts, sums)
         for c in range(C):
-            table[MEAN, c], table[MEAN_LO, c] = as_pair(x, finite_or_zero(value(x, c)), offsets[0, c])
-            table[M2, c] = squares[0, c]
-    scale, shift = fold(R, training, eps, table)
-    normalize_block(x, 0, wide(x, table[MEAN]), wide(x, scale), wide(x, shift), y, False)
+            saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, finite_or_zero(value(x, c)), sums[0, 0, c])
+            saved[M2, c] = sums[0, 1, c]
+            saved[VAR, c] = saved[M2, c] / R
+    params = wide(x, all_params(saved, eps))
+    for task in range(tasks):
+        write_block(None, x, task, params, y, False, tail)
     if training:
-        update(R, running_mean, running_var, momentum, correction, table)
-    return done(x, y)
+        move_running(R, running_mean, running_var, momentum, correction, saved)
+    return answer(x, y)
 
 
 @kernel
-def call_forward_apart(
+def call_forward_channels_first(
     x: ReadNCS, weight: ReadP, bias: ReadP, running_mean: WriteP, running_var: WriteP,
-    momentum: float, correction: float, eps: float, training: bool, y: WriteNCS, table: Table,
+    momentum: float, correction: float, eps: float, training: bool, y: WriteNCS, saved: Saved, tail: Tail,
 ) -> int:  # fmt: skip
     """Normalise to y, which may be x, in training with the batch's own statistics."""
     N, C, S = x.shape
-    if not fits(N * S, x, weight, bias, running_mean, running_var, correction, training, y, table):
+    if not forward_fits(N * S, x, weight, bias, running_mean, running_var, correction, training, y, saved):
         return REFUSED
-    take_all(x, weight, bias, running_mean, running_var, training, table)
+    begin_saved(x, weight, bias, running_mean, running_var, training, saved)
     if training:
         for c in range(C):
             # As `channel_moments`, without the calls, which cost more than 49 values, unless it will sum again.
             if x.itemsize < 8 and tile_count(N, S) == 1:
                 k = finite_or_zero(value(x, c * S))
-                sums, squares = runs_sums(x, c * S, C * S, N, S, k)
+                sums, squares = segments_sums(None, x, c * S, C * S, N, S, (k,), None)
                 if not shift_is_off(1.0 / (N * S), sums, squares):
-                    offset, table[M2, c] = group(1.0 / (N * S), 0.0, sums, squares)
-                    table[MEAN, c], table[MEAN_LO, c] = as_pair(x, k, offset)
+                    offset, saved[M2, c] = group(1.0 / (N * S), 0.0, sums, squares)
+                    saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, k, offset)
                     continue
-            table[MEAN, c], table[MEAN_LO, c], table[M2, c] = channel_moments(x, c)
-    scale, shift = fold(N * S, training, eps, table)
-    for run in range(N * C):
-        c = run % C
-        run_normalize(x, run * S, S, table[MEAN, c], scale[c], shift[c], y, False)
+            saved[MEAN, c], saved[MEAN_LO, c], saved[M2, c] = channel_moments(x, c)
+        for c in range(C):
+            saved[VAR, c] = saved[M2, c] / (N * S)
+    params = all_params(saved, eps)
+    for segment in range(N * C):
+        c = segment % C
+        write_segment(None, x, segment * S, S, (params[0, c], params[1, c], params[2, c]), y, False, tail)
     if training:
-        update(N * S, running_mean, running_var, momentum, correction, table)
-    return done(x, y)
-
-
-@scalar
-def fits_backward(dy: Array, x: Array, dx: Array) -> bool:
-    """Return whether dx is dy, or x, or apart from each."""
-    return (
-        dy.size == x.size
-        and dx.size == x.size
-        and (dx.ctypes.data == dy.ctypes.data or apart(dx, dy))
-        and (dx.ctypes.data == x.ctypes.data or apart(dx, x))
-    )
+        move_running(N * S, running_mean, running_var, momentum, correction, saved)
+    return answer(x, y)
 
 
 @kernel
-def enter_backward(dy: ReadNCS, x: ReadNCS, dx: WriteNCS) -> int:
-    """Check the arrays of a backward pass."""
-    return done(x, dx) if fits_backward(dy, x, dx) else REFUSED
-
-
-@kernel
-def call_backward_adjacent(
-    dy: ReadRC, x: ReadRC, table: Table, frozen: bool, dx: WriteRC, dweight: WriteP, dbias: WriteP
+def call_backward_channels_last(
+    dy: ReadRC, x: ReadRC, saved: Saved, frozen: bool, dx: WriteRC, dweight: WriteP, dbias: WriteP, tail: Tail
 ) -> int:
-    """Write dx, which may be dy or x, and the gradients of the parameters; refuse more than one tile."""
-    R, C = x.shape
-    if block_tasks(R, C)[1] != 1 or not fits_backward(dy, x, dx):
+    """Write dx, which may be dy or x, and the gradients of the parameters; x has less than a block's rows."""
+    if not backward_fits(dy, x, dx):
         return REFUSED
-    mean, low, invstd = table[MEAN], table[MEAN_LO], table[INVSTD]
-    wide_mean = wide(x, mean)
-    totals = np.empty((1, wide_mean.size))
-    products = np.empty((1, wide_mean.size))
-    block_sums(dy, x, 0, wide_mean, totals, products)
+    R, C = x.shape
+    _, tasks = block_tasks(R, C)
+    mean = wide(x, saved[MEAN : MEAN + 1])
+    sums = np.empty((2, mean.shape[1]))
+    for task in range(tasks):
+        block_sums(dy, x, task, mean, sums, tail)
     for c in range(C):
-        products[0, c] = sum_with_xhat(totals[0, c], products[0, c], low[c], invstd[c])
-        dbias[c] = totals[0, c]
-        dweight[c] = products[0, c]
-    av, bv, cv = wide_coefficients(x, np.float64(R), low, invstd, table[WEIGHT], totals[0], products[0])
-    block_gradient(dy, x, 0, wide_mean, av, bv, cv, frozen, dx, False)
-    return done(x, dx)
+        sums[1, c] = sum_with_xhat(sums[0, c], sums[1, c], saved[MEAN_LO, c], saved[INVSTD, c])
+        dbias[c] = sums[0, c]
+        dweight[c] = sums[1, c]
+    params = wide_gradient_params(x, np.float64(R), saved, sums)
+    for task in range(tasks):
+        write_block_gradient(dy, x, task, params, frozen, dx, False, tail)
+    return answer(x, dx)
 
 
 @kernel
-def call_backward_apart(
-    dy: ReadNCS, x: ReadNCS, table: Table, frozen: bool, dx: WriteNCS, dweight: WriteP, dbias: WriteP
+def call_backward_channels_first(
+    dy: ReadNCS, x: ReadNCS, saved: Saved, frozen: bool, dx: WriteNCS, dweight: WriteP, dbias: WriteP, tail: Tail
 ) -> int:
     """Write dx, which may be dy or x, and the gradients of the parameters."""
-    if not fits_backward(dy, x, dx):
+    if not backward_fits(dy, x, dx):
         return REFUSED
     N, C, S = x.shape
     for c in range(C):
-        mean, low, invstd, weight = table[MEAN, c], table[MEAN_LO, c], table[INVSTD, c], table[WEIGHT, c]
+        mean, low, invstd, weight = saved[MEAN, c], saved[MEAN_LO, c], saved[INVSTD, c], saved[WEIGHT, c]
         if tile_count(N, S) == 1:  # as `channel_gradient`, without the calls
-            sums, products = runs_gradient_sums(dy, x, c * S, C * S, N, S, mean)
+            sums, products = segments_sums(dy, x, c * S, C * S, N, S, (mean,), tail)
             products = sum_with_xhat(sums, products, low, invstd)
             a, b, k = gradient_coefficients(np.float64(N * S), low, invstd, weight, sums, products)
             for n in range(N):
                 if frozen:
-                    run_scale(dy, (n * C + c) * S, S, a, dx)
+                    write_segment(dy, None, (n * C + c) * S, S, (a,), dx, False, tail)
                 else:
-                    run_gradient(dy, x, (n * C + c) * S, S, mean, a, b, k, dx, False)
+                    write_segment(dy, x, (n * C + c) * S, S, (mean, a, b, k), dx, False, tail)
             dbias[c], dweight[c] = sums, products
         else:
-            dbias[c], dweight[c] = channel_gradient(dy, x, c, weight, mean, low, invstd, frozen, dx, False)
-    return done(x, dx)
+            dbias[c], dweight[c] = channel_gradient(dy, x, c, mean, low, invstd, weight, frozen, dx, False, tail)
+    return answer(x, dx)

@@ -3,8 +3,8 @@
 Tiles depend on the shape alone. Every partial result has a slot of its own and slots are merged in a fixed order,
 so the bits of a result do not depend on the number of threads, nor on which of them did what.
 
-Channels apart, (N, C, S): a tile holds values of one channel, several short runs or a piece of a long one.
-Channels adjacent, (R, C): a tile is a block of rows by a group of columns. Narrow rows are taken several together, as
+Channels first, (N, C, S): a tile holds values of one channel, several short runs or a piece of a long one.
+Channels last, (R, C): a tile is a block of rows by a group of columns. Narrow rows are taken several together, as
 one wide row whose columns are the channels over and over, so that it is made of whole vectors.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from fastbn_kernels.build.decorators import scalar
+from fastbn_kernels.build.decorators import Array, scalar
 from fastbn_kernels.cpu.loops.row_streams import STREAMS
 from fastbn_kernels.cpu.simd.types import LANES
 
@@ -82,6 +82,14 @@ def stretch_shape(C: int, S: int) -> tuple[int, int, int]:
     pieces = (S + STRETCH - 1) // STRETCH
     length = ((S + pieces - 1) // pieces + 63) // 64 * 64  # whole vectors but in the last piece
     return max(1, min(C, C * S // STRETCH)), (S + length - 1) // length, length
+
+
+@scalar
+def stretch_tasks(x: Array) -> int:
+    """Return how many stretches x (N, C, S) is cut into."""
+    groups, pieces, _ = stretch_shape(x.shape[1], x.shape[2])
+    tasks: int = x.shape[0] * groups * pieces
+    return tasks
 
 
 @scalar

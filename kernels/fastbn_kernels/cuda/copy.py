@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from fastbn_kernels.cuda.simd.ops import get, load, numbers, store
-from fastbn_kernels.cuda.toolkit import Data, Long, Parameters, cuda, i32, i64, kernel
+from fastbn_kernels.cuda.build.decorators import Data, Long, Params, kernel
+from fastbn_kernels.cuda.build.numba_cuda import cuda, i32, i64
+from fastbn_kernels.cuda.simd.ops import decoded, get, load, store
 
 
-@kernel(waits=False)
+@kernel(cooperative=False)
 def copy_strided(
     source: Data, target: Data, source_start: Long, target_start: Long,
     n0: Long, n1: Long, n2: Long, n3: Long, s0: Long, s1: Long, s2: Long, s3: Long,
@@ -21,18 +22,18 @@ def copy_strided(
         i0, i1 = rest // n1, rest % n1
         there = source_start + i0 * s0 + i1 * s1 + i2 * s2 + i3 * s3
         here = target_start + i0 * t0 + i1 * t1 + i2 * t2 + i3 * t3
-        store(target, here, numbers(source, load(source, there)))
+        store(target, here, decoded(source, load(source, there)))
         i += i64(cuda.gridDim.x) * cuda.blockDim.x
 
 
-@kernel(waits=False)
+@kernel(cooperative=False)
 def convert_strided(
-    source: Data, target: Parameters, size: Long, source_start: Long, target_start: Long, source_step: Long,
+    source: Data, target: Params, size: Long, source_start: Long, target_start: Long, source_step: Long,
     target_step: Long,
 ) -> None:  # fmt: skip
     """Copy numbers into another dtype."""
     i = i64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
     while i < size:
         raw = load(source, source_start + i * source_step)
-        target[target_start + i * target_step] = get(numbers(source, raw), i32(0))
+        target[target_start + i * target_step] = get(decoded(source, raw), i32(0))
         i += i64(cuda.gridDim.x) * cuda.blockDim.x

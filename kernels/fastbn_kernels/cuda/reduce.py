@@ -1,4 +1,4 @@
-"""Sums over a warp, a block and a team of blocks, always in the same order.
+"""Sums over a warp, a block and a group of blocks, always in the same order.
 
 Every result reaches all threads. The order depends on the launch plan, which depends on the shape, the dtype and the
 model of GPU alone; no float is ever added atomically.
@@ -6,38 +6,31 @@ model of GPU alone; no float is ever added atomically.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastbn_kernels.cuda.barrier import publish, receive, team_barrier
-from fastbn_kernels.cuda.toolkit import SIMULATED, cuda, device, i32
+from fastbn_kernels.cuda.atomics import publish, receive
+from fastbn_kernels.cuda.barrier import block_group_barrier
+from fastbn_kernels.cuda.build.decorators import device
+from fastbn_kernels.cuda.build.numba_cuda import SIMULATED, cuda, i32, stand_ins
 
 WARP = 32
 
-# Up to so many blocks in a team, each adds up all columns of all blocks itself; beyond, each adds up its share of the
+# Up to so many blocks in a group, each adds up all columns of all blocks itself; beyond, each adds up its share of the
 # columns and a second barrier follows. A barrier is some 1.5 us; what it saves is a read of blocks x columns numbers.
 DIRECT = 16
 
-if SIMULATED or TYPE_CHECKING:
-    from simulated import gpu as simulator
 
-    def warp_sum(value: Any, least: int) -> Any:
-        """Add the values of the lanes that are equal modulo `least`, a power of two."""
-        values = simulator.warp_exchange(value)
-        step = WARP // 2
-        while step >= least:
-            values = [values[i] + values[i ^ step] for i in range(WARP)]
-            step //= 2
-        return values[cuda.threadIdx.x % WARP]
+@device
+def warp_sum(value: Any, least: int) -> Any:
+    """Add the values of the lanes that are equal modulo `least`, a power of two."""
+    for step in (16, 8, 4, 2, 1):
+        if step >= least:
+            value += cuda.shfl_xor_sync(0xFFFFFFFF, value, step)
+    return value
 
-else:
 
-    @device
-    def warp_sum(value: Any, least: int) -> Any:
-        """Add the values of the lanes that are equal modulo `least`, a power of two."""
-        for step in (16, 8, 4, 2, 1):
-            if step >= least:
-                value += cuda.shfl_xor_sync(0xFFFFFFFF, value, step)
-        return value
+if SIMULATED:  # one exchange in the place of five
+    globals().update(stand_ins("gpu", "warp_sum"))
 
 
 @device
@@ -61,21 +54,22 @@ def block_sums(a: float, b: float, scratch: Any) -> tuple[float, float]:
 
 
 @device
-def team_sums(
-    a: float, b: float, scratch: Any, team: int, rank: int, blocks: int, teams: int, side: int, slots: Any, words: Any
-) -> tuple[float, float]:
-    """Return the sums of a and of b over all threads of a team of blocks.
+def block_group_sums(
+    a: float, b: float, scratch: Any, block_group: int, rank: int, blocks: int, block_groups: int, phase: int,
+    slots: Any, barriers: Any,
+) -> tuple[float, float]:  # fmt: skip
+    """Return the sums of a and of b over all threads of a group of blocks.
 
-    `side` must differ from that of the call before: a block may be in this call while another still reads the slots
+    `phase` must differ from that of the call before: a block may be in this call while another still reads the slots
     of the last.
     """
     a, b = block_sums(a, b, scratch)
     if blocks > 1:
-        first = (side * teams + team) * blocks
+        first = (phase * block_groups + block_group) * blocks
         if cuda.threadIdx.x == 0:
             publish(slots, 2 * (first + rank), a)
             publish(slots, 2 * (first + rank) + 1, b)
-        team_barrier(words, team, blocks)
+        block_group_barrier(barriers, block_group, blocks)
         a = 0.0
         b = 0.0
         other = i32(cuda.threadIdx.x)
@@ -88,23 +82,24 @@ def team_sums(
 
 
 @device
-def team_columns(
-    sums: Any, columns: int, team: int, rank: int, blocks: int, teams: int, side: int, slots: Any, words: Any
-) -> None:
-    """Replace sums[:columns], in shared memory, by their sums over the blocks of a team; `side` as in `team_sums`."""
+def block_group_columns(
+    sums: Any, columns: int, block_group: int, rank: int, blocks: int, block_groups: int, phase: int, slots: Any,
+    barriers: Any,
+) -> None:  # fmt: skip
+    """Replace sums[:columns], in shared memory, by their sums over the blocks of a group; see `block_group_sums`."""
     thread = i32(cuda.threadIdx.x)
     threads = i32(cuda.blockDim.x)
     if blocks > 1:
-        first = (side * teams + team) * blocks * columns
+        first = (phase * block_groups + block_group) * blocks * columns
         i = thread
         while i < columns:
             publish(slots, first + rank * columns + i, sums[i])
             i = i32(i + threads)
-        team_barrier(words, team, blocks)
+        block_group_barrier(barriers, block_group, blocks)
         if blocks > DIRECT:
-            done = (2 * teams * blocks + side * teams + team) * columns  # behind all slots
+            done = (2 * block_groups * blocks + phase * block_groups + block_group) * columns  # behind all slots
             _share_of_columns(columns, rank, blocks, first, done, slots)
-            team_barrier(words, team, blocks)
+            block_group_barrier(barriers, block_group, blocks)
             first = done
         i = thread
         while i < columns:

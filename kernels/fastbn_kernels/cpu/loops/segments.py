@@ -1,38 +1,25 @@
-"""Inner loops over runs: a run is a stretch of one channel, with that channel's numbers in registers.
+"""Inner loops over segments: a segment is values of one channel side by side, with that channel's numbers in registers.
 
-Arrays are contiguous and indexed flat, whatever their axes. Sums go through eight vectors at a time, added up among
-themselves before they enter the long, float64 sum: for 16-bit data, whose arithmetic is float32, no chain of float32
-additions is longer than that.
+Arrays are contiguous and indexed flat, whatever their axes. dy, x and tail as in `element`. Sums go through eight
+vectors at a time, added up among themselves before they enter the long, float64 sum: for 16-bit data, whose arithmetic
+is float32, no chain of float32 additions is longer than that.
 
-After the whole vectors of a run, part of one is loaded even if it is empty: a branch around it would cost more (10 ns a
-run), because Numba then counts references in its arms.
+After the whole vectors of a segment, part of one is loaded even if it is empty: a branch around it would cost more (10
+ns a segment), because Numba then counts references in its arms.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastbn_kernels.build.decorators import Array, scalar
-from fastbn_kernels.cpu.simd.ops import (
-    add,
-    fma,
-    keep,
-    load,
-    load_part,
-    mul,
-    offset_from_line,
-    prefetch,
-    splat,
-    store,
-    store_part,
-    stream,
-    sub,
-    total,
-    widen,
-)
+from fastbn_kernels.cpu.element import first_sums, more_sums, result
+from fastbn_kernels.cpu.simd.ops import add, load, offset_from_line, prefetch, splat, store, stream, total, widen
 from fastbn_kernels.cpu.simd.types import LANES
 
-# Elements that are asked for ahead of a sum. The hardware's prefetcher starts anew with every run and every page: sums
-# of 32 x 64 x 56 x 56 reach 67 GB/s with this and 42 without, of 32 x 1024 x 14 x 14 64 and 45 (2 cores, float32). Past
-# the end of a run this is the next channel, which the same thread takes next.
+# Elements that are asked for ahead of a sum. The hardware's prefetcher starts anew with every segment and every page:
+# sums of 32 x 64 x 56 x 56 reach 67 GB/s with this and 42 without, of 32 x 1024 x 14 x 14 64 and 45 (2 cores, float32).
+# Past the end of a segment this is the next channel, which the same thread takes next.
 AHEAD = 1024
 
 
@@ -45,63 +32,32 @@ def to_line(y: Array, start: int, length: int) -> int:
 
 
 @scalar
-def runs_sums(x: Array, start: int, step: int, runs: int, length: int, k: float) -> tuple[float, float]:
-    """Return the sums of (x - k) and (x - k)^2 over runs of `length` values, `step` apart."""
-    shift = splat(x, k)
-    t = widen(splat(x, 0.0))
-    q = t
-    for run in range(runs):
-        i = start + run * step
-        end = i + length
-        while i + 8 * LANES <= end:
-            prefetch(x, i + AHEAD)
-            d = sub(load(x, i), shift)
-            t8, q8 = d, mul(d, d)
-            for j in range(1, 8):
-                prefetch(x, i + j * LANES + AHEAD)
-                d = sub(load(x, i + j * LANES), shift)
-                t8, q8 = add(t8, d), fma(d, d, q8)
-            t, q = add(t, widen(t8)), add(q, widen(q8))
-            i += 8 * LANES
-        while i + LANES <= end:
-            d = sub(load(x, i), shift)
-            t, q = add(t, widen(d)), add(q, widen(mul(d, d)))
-            i += LANES
-        d = keep(sub(load_part(x, i, end - i), shift), end - i)
-        t, q = add(t, widen(d)), add(q, widen(mul(d, d)))
-    return total(t), total(q)
-
-
-@scalar
-def runs_gradient_sums(
-    dy: Array, x: Array, start: int, step: int, runs: int, length: int, mean: float
+def segments_sums(
+    dy: Array | None, x: Array, start: int, step: int, segments: int, length: int, shift: tuple[float, ...], tail: Any
 ) -> tuple[float, float]:
-    """Return the sums of dy and dy * (x - mean) over runs of `length` values, `step` apart."""
-    m = splat(x, mean)
+    """Return the two sums over segments of `length` values, `step` apart."""
+    params = splat(x, shift)
     t = widen(splat(x, 0.0))
     p = t
-    for run in range(runs):
-        i = start + run * step
+    for segment in range(segments):
+        i = start + segment * step
         end = i + length
         while i + 8 * LANES <= end:
             prefetch(x, i + AHEAD)
             prefetch(dy, i + AHEAD)
-            g = load(dy, i)
-            t8, p8 = g, mul(g, sub(load(x, i), m))
+            eight = first_sums(dy, x, i, None, params, tail)
             for j in range(1, 8):
                 prefetch(x, i + j * LANES + AHEAD)
                 prefetch(dy, i + j * LANES + AHEAD)
-                g = load(dy, i + j * LANES)
-                t8, p8 = add(t8, g), fma(g, sub(load(x, i + j * LANES), m), p8)
-            t, p = add(t, widen(t8)), add(p, widen(p8))
+                eight = more_sums(eight, dy, x, i + j * LANES, None, params, tail)
+            t, p = add(t, widen(eight[0])), add(p, widen(eight[1]))
             i += 8 * LANES
         while i + LANES <= end:
-            g = load(dy, i)
-            t, p = add(t, widen(g)), add(p, widen(mul(g, sub(load(x, i), m))))
+            one = first_sums(dy, x, i, None, params, tail)
+            t, p = add(t, widen(one[0])), add(p, widen(one[1]))
             i += LANES
-        g = load_part(dy, i, end - i)
-        product = mul(g, keep(sub(load_part(x, i, end - i), m), end - i))
-        t, p = add(t, widen(g)), add(p, widen(product))
+        rest = first_sums(dy, x, i, end - i, params, tail)
+        t, p = add(t, widen(rest[0])), add(p, widen(rest[1]))
     return total(t), total(p)
 
 
@@ -112,66 +68,31 @@ def column_total(values: Array, start: int, length: int) -> float:
     i = start
     end = start + length
     while i + LANES <= end:
-        t = add(t, load(values, i))
+        t = add(t, load(values, i, None))
         i += LANES
-    result: float = total(add(t, load_part(values, i, end - i)))
-    return result
+    found: float = total(add(t, load(values, i, end - i)))
+    return found
 
 
 @scalar
-def run_normalize(
-    x: Array, start: int, length: int, mean: float, scale: float, shift: float, y: Array, past_cache: bool
-) -> None:
-    """Write y = (x - mean) * scale + shift over a run, rounded once to the dtype of y."""
-    m, a, b = splat(x, mean), splat(x, scale), splat(x, shift)
+def write_segment(
+    dy: Array | None, x: Array | None, start: int, length: int, numbers: tuple[float, ...], out: Array,
+    past_cache: bool, tail: Any,
+) -> None:  # fmt: skip
+    """Write the result of a segment, rounded once to the dtype of `out`."""
+    params = splat(out, numbers)
     i = start
     end = start + length
     if past_cache:
-        head = to_line(y, i, length)
-        store_part(y, i, head, fma(sub(load_part(x, i, head), m), a, b))
+        head = to_line(out, i, length)
+        store(out, i, head, result(dy, x, i, head, params, tail))
         i += head
         while i + LANES <= end:
             prefetch(x, i + length)  # the next channel, which is summed next: 33 against 25 GB/s (103 MB, S 3136)
-            stream(y, i, fma(sub(load(x, i), m), a, b))
-            i += LANES
-    while i + LANES <= end:
-        store(y, i, fma(sub(load(x, i), m), a, b))
-        i += LANES
-    store_part(y, i, end - i, fma(sub(load_part(x, i, end - i), m), a, b))
-
-
-@scalar
-def run_gradient(
-    dy: Array, x: Array, start: int, length: int, mean: float, a: float, b: float, c: float, dx: Array,
-    past_cache: bool,
-) -> None:  # fmt: skip
-    """Write dx = a * dy + (b * (x - mean) + c) over a run."""
-    m, av, bv, cv = splat(x, mean), splat(x, a), splat(x, b), splat(x, c)
-    i = start
-    end = start + length
-    if past_cache:
-        head = to_line(dx, i, length)
-        store_part(dx, i, head, fma(load_part(dy, i, head), av, fma(sub(load_part(x, i, head), m), bv, cv)))
-        i += head
-        while i + LANES <= end:
-            prefetch(x, i + length)
             prefetch(dy, i + length)
-            stream(dx, i, fma(load(dy, i), av, fma(sub(load(x, i), m), bv, cv)))
+            stream(out, i, result(dy, x, i, None, params, tail))
             i += LANES
     while i + LANES <= end:
-        store(dx, i, fma(load(dy, i), av, fma(sub(load(x, i), m), bv, cv)))
+        store(out, i, None, result(dy, x, i, None, params, tail))
         i += LANES
-    rest = end - i
-    store_part(dx, i, rest, fma(load_part(dy, i, rest), av, fma(sub(load_part(x, i, rest), m), bv, cv)))
-
-
-@scalar
-def run_scale(dy: Array, start: int, length: int, a: float, dx: Array) -> None:
-    """Write dx = a * dy over a run."""
-    av = splat(dy, a)
-    i = start
-    end = start + length
-    while i + LANES <= end:
-        store(dx, i, mul(load(dy, i), av))
-        i += LANES
-    store_part(dx, i, end - i, mul(load_part(dy, i, end - i), av))
+    store(out, i, end - i, result(dy, x, i, end - i, params, tail))

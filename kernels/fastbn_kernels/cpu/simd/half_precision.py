@@ -14,6 +14,7 @@ from typing import Any
 
 from llvmlite import binding, ir
 from numba import config
+from numba.core import cgutils
 
 I16 = ir.IntType(16)
 I32 = ir.IntType(32)
@@ -21,13 +22,23 @@ FLOAT = ir.FloatType()
 HALF = ir.HalfType()
 
 
+def _has(feature: str) -> bool:
+    """Return whether code is compiled for an x86 processor with a feature."""
+    if config.CPU_FEATURES is None:  # Numba compiles with the host's features then, whatever NUMBA_CPU_NAME says
+        return bool(binding.get_host_cpu_features().get(feature, False))
+    return f"+{feature}" in (config.CPU_FEATURES or "").split(",")
+
+
 def in_hardware() -> bool:
     """Return whether code is compiled for a processor that converts float16."""
     if not binding.get_default_triple().startswith(("x86_64", "i386", "i686")):
         return bool(binding.get_default_triple().startswith(("aarch64", "arm64")))
-    if config.CPU_FEATURES is None:  # Numba compiles with the host's features then, whatever NUMBA_CPU_NAME says
-        return bool(binding.get_host_cpu_features().get("f16c", False))
-    return "+f16c" in (config.CPU_FEATURES or "")
+    return _has("f16c")
+
+
+def _has_half_registers() -> bool:
+    """Return whether LLVM computes with float16 itself, which x86 does from AVX512-FP16 on."""
+    return binding.get_default_triple().startswith("x86_64") and _has("avx512fp16")
 
 
 def _vector(element: Any, like: Any) -> Any:
@@ -57,6 +68,13 @@ def half_to_float(builder: Any, half: Any) -> Any:
 
 def float_to_half(builder: Any, value: Any) -> Any:
     """Round float32 to the bits of float16 (int16)."""
+    if in_hardware() and value.type.count == 16 and _has_half_registers():
+        # With registers of float16, LLVM 22 has no store past the cache for one: it is told that these are integers.
+        bits16 = _vector(I16, value)
+        name = "llvm.x86.avx512.mask.vcvtps2ph.512"
+        kind = ir.FunctionType(bits16, [value.type, I32, bits16, I16])
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(function, [value, I32(4), ir.Constant(bits16, None), I16(-1)])  # 4: to nearest, as set
     if in_hardware():
         return builder.bitcast(builder.fptrunc(value, _vector(HALF, value)), _vector(I16, value))
     bits = builder.bitcast(value, _vector(I32, value))

@@ -3,9 +3,11 @@
 LLVM vectorises a simple loop by itself, but not one whose arrays may overlap (`out=x`), not with stores that bypass the
 cache, and not the tail of a plane of 49 values; and it chooses the order of a sum by itself. Here all four are said:
 `load` and `store` take an index into a contiguous array of any number of axes, convert between the dtype of the array
-and that of the arithmetic, and know nothing of aliases; `load_part` and `store_part` take the first few lanes; `stream`
-stores past the cache; `total` adds the lanes in a fixed tree. The same lanes are added in the same order on every
-processor.
+and that of the arithmetic, and know nothing of aliases; `stream` stores past the cache; `total` adds the lanes in a
+fixed tree. The same lanes are added in the same order on every processor.
+
+Where an operation takes a `count`, its type chooses: None stands for all lanes, an integer below LANES for the first
+few, of a masked instruction. Both are one source then, and two machine codes.
 
 Arithmetic on float32 and float64 arrays is float64. On float16 (bits as int16) and bfloat16 (bits as uint16) it is
 float32, which holds each of their values and rounds 13 bits or more below their last; long sums are float64 there too
@@ -19,6 +21,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import config, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastbn_kernels.cpu.simd.types import (
@@ -45,56 +48,56 @@ from fastbn_kernels.cpu.simd.types import (
 )  # fmt: skip
 
 OPERATIONS = (
-    "load", "load_part", "numbers", "numbers_part", "value", "rounded", "store", "store_part", "stream",
-    "offset_from_line", "prefetch", "fence", "splat", "keep", "add", "sub", "mul", "fma", "widen", "total",
+    "load", "param", "value", "rounded", "store", "stream", "offset_from_line",
+    "prefetch", "fence", "splat", "keep", "add", "sub", "mul", "fma", "widen", "total",
 )  # fmt: skip
 
 Codegen = Callable[[Any, Any, Any, Any], Any]
 
 
-def _load(convert: bool, part: bool) -> Any:
-    """Return the code that loads a vector, whole or in part, converted or as it is stored."""
+def _is_part(count: Any) -> bool:
+    return not isinstance(count, types.NoneType)
+
+
+def _load(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any) -> Any:
+    """Return elements as they are stored; of a part, if there is a count, and zeros."""
+    element, size, _ = STORED[array_type.dtype]
+    address = pointer(context, builder, array_type, array, index, I64(LANES) if count is None else count)
+    if count is None:
+        return builder.load(address, align=size)
+    vector = address.type.pointee
+    function = declare(
+        builder, f"llvm.masked.load.{vector_name(element)}.p0", vector, [address.type, I32, MASK, vector]
+    )
+    return builder.call(function, [address, I32(size), first_lanes(builder, count), ir.Constant(vector, None)])
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load(typing: Any, array: Any, index: Any, count: Any) -> tuple[Any, Codegen]:
+    """Return array.flat[index : index + LANES], or of a part, behind which nothing is touched, and zeros."""
+    part = _is_part(count)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, at, lanes = arguments
+        loaded = _load(context, builder, signature.args[0], values, at, lanes if part else None)
+        return decode(builder, loaded, signature.args[0].dtype)
+
+    return computed(array)(array, types.intp, types.intp if part else count), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def param(typing: Any, array: Any, row: Any, index: Any, count: Any) -> tuple[Any, Codegen]:
+    """Return array[row, index : index + LANES] of an array that `empty_params` made, or of a part."""
+    part = _is_part(count)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, k, at, lanes = arguments
         array_type = signature.args[0]
-        element, size, _ = STORED[array_type.dtype]
-        count = arguments[2] if part else I64(LANES)
-        address = pointer(context, builder, array_type, arguments[0], arguments[1], count)
-        if part:
-            vector = address.type.pointee
-            types_ = [address.type, I32, MASK, vector]
-            function = declare(builder, f"llvm.masked.load.{vector_name(element)}.p0", vector, types_)
-            mask = first_lanes(builder, count)
-            loaded = builder.call(function, [address, I32(size), mask, ir.Constant(vector, None)])
-        else:
-            loaded = builder.load(address, align=size)
-        return decode(builder, loaded, array_type.dtype) if convert else loaded
+        width = builder.extract_value(context.make_array(array_type)(context, builder, values).shape, 1)
+        flat = builder.add(builder.mul(k, width), at)
+        return _load(context, builder, array_type, values, flat, lanes if part else None)
 
-    return codegen
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def load(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
-    """Return array.flat[index : index + LANES]."""
-    return computed(array)(array, types.intp), _load(convert=True, part=False)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def load_part(typing: Any, array: Any, index: Any, count: Any) -> tuple[Any, Codegen]:
-    """Return array.flat[index : index + count] and zeros; count < LANES. What lies behind is not touched."""
-    return computed(array)(array, types.intp, types.intp), _load(convert=True, part=True)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def numbers(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
-    """Return array.flat[index : index + LANES] of an array that `empty_numbers` made."""
-    return as_stored(array)(array, types.intp), _load(convert=False, part=False)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def numbers_part(typing: Any, array: Any, index: Any, count: Any) -> tuple[Any, Codegen]:
-    """Return array.flat[index : index + count] and zeros of an array that `empty_numbers` made."""
-    return as_stored(array)(array, types.intp, types.intp), _load(convert=False, part=True)
+    return as_stored(array)(array, types.intp, types.intp, types.intp if part else count), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -128,34 +131,25 @@ def rounded(typing: Any, array: Any, number: Any) -> tuple[Any, Codegen]:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def store(typing: Any, array: Any, index: Any, vector: Any) -> tuple[Any, Codegen]:
-    """Write array.flat[index : index + LANES]."""
+def store(typing: Any, array: Any, index: Any, count: Any, vector: Any) -> tuple[Any, Codegen]:
+    """Write array.flat[index : index + LANES], or a part, behind which nothing is touched."""
+    part = _is_part(count)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type = signature.args[0]
-        address = pointer(context, builder, array_type, arguments[0], arguments[1], I64(LANES))
-        encoded = encode(builder, arguments[2], array_type.dtype)
-        builder.store(encoded, address, align=STORED[array_type.dtype][1])
-        return context.get_dummy_value()
-
-    return types.none(array, types.intp, computed(array)), codegen
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def store_part(typing: Any, array: Any, index: Any, count: Any, vector: Any) -> tuple[Any, Codegen]:
-    """Write array.flat[index : index + count]; count < LANES. What lies behind is not touched."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array_type = signature.args[0]
+        values, at, lanes, given = arguments
         element, size, _ = STORED[array_type.dtype]
-        address = pointer(context, builder, array_type, arguments[0], arguments[1], arguments[2])
-        types_ = [address.type.pointee, address.type, I32, MASK]
-        function = declare(builder, f"llvm.masked.store.{vector_name(element)}.p0", ir.VoidType(), types_)
-        encoded = encode(builder, arguments[3], array_type.dtype)
-        builder.call(function, [encoded, address, I32(size), first_lanes(builder, arguments[2])])
+        address = pointer(context, builder, array_type, values, at, lanes if part else I64(LANES))
+        encoded = encode(builder, given, array_type.dtype)
+        if part:
+            types_ = [address.type.pointee, address.type, I32, MASK]
+            function = declare(builder, f"llvm.masked.store.{vector_name(element)}.p0", ir.VoidType(), types_)
+            builder.call(function, [encoded, address, I32(size), first_lanes(builder, lanes)])
+        else:
+            builder.store(encoded, address, align=size)
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, types.intp, computed(array)), codegen
+    return types.none(array, types.intp, types.intp if part else count, computed(array)), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -192,12 +186,13 @@ def offset_from_line(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]
 
 @intrinsic  # type: ignore[untyped-decorator]
 def prefetch(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
-    """Ask for the cache line of array.flat[index], which may lie outside the array."""
+    """Ask for the cache line of array.flat[index], which may lie outside the array; without an array, do nothing."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = pointer(context, builder, signature.args[0], arguments[0], arguments[1])
-        function = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [address.type, I32, I32, I32])
-        builder.call(function, [address, I32(0), I32(3), I32(1)])  # for reading, into every level, data
+        if not isinstance(signature.args[0], types.NoneType):
+            address = pointer(context, builder, signature.args[0], arguments[0], arguments[1])
+            function = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [address.type, I32, I32, I32])
+            builder.call(function, [address, I32(0), I32(3), I32(1)])  # for reading, into every level, data
         return context.get_dummy_value()
 
     return types.none(array, types.intp), codegen
@@ -216,24 +211,32 @@ def fence(typing: Any) -> tuple[Any, Codegen]:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def splat(typing: Any, array: Any, number: Any) -> tuple[Any, Codegen]:
-    """Return a vector of one number, to compute with values of an array."""
-    result = computed(array)
+    """Return a vector of one number, to compute with values of an array; of a tuple of numbers, a tuple of vectors."""
+    lanes = computed(array)
+    several = isinstance(number, types.UniTuple)
+    result = types.UniTuple(lanes, number.count) if several else lanes
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        single = arguments[1] if result is lanes64 else builder.fptrunc(arguments[1], FLOAT)
-        return broadcast(builder, single)
+        singles = cgutils.unpack_tuple(builder, arguments[1]) if several else [arguments[1]]
+        if lanes is not lanes64:
+            singles = [builder.fptrunc(single, FLOAT) for single in singles]
+        vectors = [broadcast(builder, single) for single in singles]
+        return context.make_tuple(builder, result, vectors) if several else vectors[0]
 
-    return result(array, types.float64), codegen
+    return result(array, types.UniTuple(types.float64, number.count) if several else types.float64), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def keep(typing: Any, vector: Any, count: Any) -> tuple[Any, Codegen]:
-    """Return the vector with lanes from `count` on replaced by zero."""
+    """Return the vector with lanes from `count` on, if that is not None, replaced by zero."""
+    part = _is_part(count)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if not part:
+            return arguments[0]
         return builder.select(first_lanes(builder, arguments[1]), arguments[0], ir.Constant(vector.vector, None))
 
-    return vector(vector, types.intp), codegen
+    return vector(vector, types.intp if part else count), codegen
 
 
 def _binary(instruction: str) -> Any:

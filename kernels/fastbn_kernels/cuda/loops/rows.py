@@ -1,68 +1,58 @@
-"""Sweeps over a group of columns of rows (R, C): a thread takes 16 bytes of every so manieth row.
+"""Sweeps over a group of columns of rows (R, C): every thread takes the same 16 bytes of a row, every `step` rows.
 
-`lanes` neighbouring threads take neighbouring vectors of a row, the next `lanes` those of the next row. As in `runs`,
-the first `room` of a thread's vectors are kept on the chip, later sweeps go backwards, and several are loaded before
-the first is used.
+`row_threads` neighbouring threads take neighbouring vectors of a row, the next `row_threads` those of the next row. As
+in `segments`, a thread's first `smem_vectors` vectors are kept on the chip, later sweeps go backwards, and several are
+loaded before the first is used.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from fastbn_kernels.cuda.build.decorators import device
+from fastbn_kernels.cuda.build.numba_cuda import cuda, i32, i64
+from fastbn_kernels.cuda.element import centred, frozen_gradient, gradient, gradient_terms, normalized
 from fastbn_kernels.cuda.reduce import WARP, warp_sum
 from fastbn_kernels.cuda.simd.ops import (
     add,
     fma,
     get,
-    keep,
-    kept,
     load,
     load_once,
     mul,
-    numbers,
-    put,
+    smem_load,
+    smem_store,
     splat,
     store,
-    sub,
     widen,
     width,
 )
-from fastbn_kernels.cuda.toolkit import cuda, device, i32, i64
 
 
 @device
-def seat(x: Any, base: int, rank: int, lanes: int, blocks: int, R: int, wide: int) -> tuple[int, int, int]:
+def seat(x: Any, base: int, rank: int, row_threads: int, blocks: int, R: int, wide: int) -> tuple[int, int, int]:
     """Return where in a group of columns this thread's vector begins, its first row, and how far it is to its next.
 
     The first row is R, so that there is none, if the group that begins at column `base` has no such vector.
     """
     thread = i32(cuda.threadIdx.x)
-    lane = i32(thread % lanes * width(x))
-    rows = i32(cuda.blockDim.x // lanes)
-    first = i32(rank * rows + thread // lanes) if base + lane < wide else R
-    return lane, first, i32(blocks * rows)
+    column = i32(thread % row_threads * width(x))
+    rows = i32(cuda.blockDim.x // row_threads)
+    first = i32(rank * rows + thread // row_threads) if base + column < wide else R
+    return column, first, i32(blocks * rows)
 
 
 @device
-def vector_from(x: Any, shared: Any, at: int) -> Any:
-    """Return a vector of x from float64 in shared memory."""
-    vector = splat(x, 0.0)
-    for i in range(width(x)):
-        vector = put(vector, i32(i), shared[at + i])
-    return vector
-
-
-@device
-def columns_sums(linear: Any, squares: Any, lanes: int, columns: int, V: int, scratch: Any, sums: Any) -> None:
+def columns_sums(linear: Any, squares: Any, row_threads: int, columns: int, V: int, scratch: Any, sums: Any) -> None:
     """Fill sums[:columns] and sums[columns : 2 * columns] with the block's sums of two vectors a thread."""
     thread = i32(cuda.threadIdx.x)
     warps = i32(cuda.blockDim.x // WARP)
     lane = i32(thread % WARP)
     at = i32(thread // WARP * 2 * columns + lane * V)
     for i in range(V):
-        a = warp_sum(get(linear, i32(i)), lanes)
-        b = warp_sum(get(squares, i32(i)), lanes)
-        if lane < lanes:
+        a = warp_sum(get(linear, i32(i)), row_threads)
+        b = warp_sum(get(squares, i32(i)), row_threads)
+        if lane < row_threads:
             scratch[at + i] = a
             scratch[at + columns + i] = b
     cuda.syncthreads()
@@ -78,47 +68,47 @@ def columns_sums(linear: Any, squares: Any, lanes: int, columns: int, V: int, sc
 
 @device
 def rows_sums(
-    x: Any, column: int, first: int, step: int, R: int, C: int, around: Any, held: Any, room: int
+    x: Any, column: int, first: int, step: int, R: int, C: int, around: Any, smem: Any, smem_vectors: int
 ) -> tuple[Any, Any]:
     """Return this thread's sums of (x - around) and of its square, a column each, over rows first, first + step, ..."""
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
     linear, squares = widen(splat(x, 0.0)), widen(splat(x, 0.0))
-    apart = i64(step) * C
+    stride = i64(step) * C
     at = i64(first) * C + column
     m = i32(0)
     row = first
     while row + 3 * i64(step) < R:
-        at1, at2, at3 = at + apart, at + 2 * apart, at + 3 * apart
+        at1, at2, at3 = at + stride, at + 2 * stride, at + 3 * stride
         slot = i32(m * threads + thread)
-        if m + 3 < room:
+        if m + 3 < smem_vectors:
             raw0, raw1, raw2, raw3 = load_once(x, at), load_once(x, at1), load_once(x, at2), load_once(x, at3)
-            keep(held, slot, raw0)
-            keep(held, i32(slot + threads), raw1)
-            keep(held, i32(slot + 2 * threads), raw2)
-            keep(held, i32(slot + 3 * threads), raw3)
+            smem_store(smem, slot, raw0)
+            smem_store(smem, i32(slot + threads), raw1)
+            smem_store(smem, i32(slot + 2 * threads), raw2)
+            smem_store(smem, i32(slot + 3 * threads), raw3)
         else:
             raw0, raw1, raw2, raw3 = load(x, at), load(x, at1), load(x, at2), load(x, at3)
-            if m < room:
-                keep(held, slot, raw0)
-            if m + 1 < room:
-                keep(held, i32(slot + threads), raw1)
-            if m + 2 < room:
-                keep(held, i32(slot + 2 * threads), raw2)
-        off0, off1 = sub(numbers(x, raw0), around), sub(numbers(x, raw1), around)
-        off2, off3 = sub(numbers(x, raw2), around), sub(numbers(x, raw3), around)
+            if m < smem_vectors:
+                smem_store(smem, slot, raw0)
+            if m + 1 < smem_vectors:
+                smem_store(smem, i32(slot + threads), raw1)
+            if m + 2 < smem_vectors:
+                smem_store(smem, i32(slot + 2 * threads), raw2)
+        off0, off1 = centred(x, raw0, around), centred(x, raw1, around)
+        off2, off3 = centred(x, raw2, around), centred(x, raw3, around)
         linear = add(linear, widen(add(add(off0, off1), add(off2, off3))))
         squares = add(squares, widen(fma(off3, off3, fma(off2, off2, fma(off1, off1, mul(off0, off0))))))
-        at += 4 * apart
+        at += 4 * stride
         row = i32(row + 4 * step)
         m = i32(m + 4)
     while row < R:
         raw0 = load(x, at)
-        if m < room:
-            keep(held, i32(m * threads + thread), raw0)
-        off0 = sub(numbers(x, raw0), around)
+        if m < smem_vectors:
+            smem_store(smem, i32(m * threads + thread), raw0)
+        off0 = centred(x, raw0, around)
         linear = add(linear, widen(off0))
         squares = add(squares, widen(mul(off0, off0)))
-        at += apart
+        at += stride
         row = i32(row + step)
         m = i32(m + 1)
     return linear, squares
@@ -133,101 +123,102 @@ def last_row(first: int, step: int, R: int) -> tuple[int, int]:
 
 @device
 def rows_normalize(
-    x: Any, column: int, first: int, step: int, R: int, C: int, mean: Any, scale: Any, shift: Any, y: Any, held: Any,
-    room: int,
+    x: Any, column: int, first: int, step: int, R: int, C: int, params: Any, y: Any, smem: Any, smem_vectors: int,
+    tail: int | None,
 ) -> None:  # fmt: skip
-    """Write (x - mean) * scale + shift to y, last row first."""
+    """Write the normalised columns to y, last row first."""
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
     m, row = last_row(first, step, R)
-    apart = i64(step) * C
+    stride = i64(step) * C
     at = i64(row) * C + column
-    while m - 3 >= room:
-        at1, at2, at3 = at - apart, at - 2 * apart, at - 3 * apart
+    while m - 3 >= smem_vectors:
+        at1, at2, at3 = at - stride, at - 2 * stride, at - 3 * stride
         raw0, raw1, raw2, raw3 = load_once(x, at), load_once(x, at1), load_once(x, at2), load_once(x, at3)
-        store(y, at, fma(sub(numbers(x, raw0), mean), scale, shift))
-        store(y, at1, fma(sub(numbers(x, raw1), mean), scale, shift))
-        store(y, at2, fma(sub(numbers(x, raw2), mean), scale, shift))
-        store(y, at3, fma(sub(numbers(x, raw3), mean), scale, shift))
-        at -= 4 * apart
+        store(y, at, normalized(x, raw0, params, tail))
+        store(y, at1, normalized(x, raw1, params, tail))
+        store(y, at2, normalized(x, raw2, params, tail))
+        store(y, at3, normalized(x, raw3, params, tail))
+        at -= 4 * stride
         m = i32(m - 4)
     while m >= 0:
-        raw0 = kept(held, i32(m * threads + thread)) if m < room else load_once(x, at)
-        store(y, at, fma(sub(numbers(x, raw0), mean), scale, shift))
-        at -= apart
+        raw0 = smem_load(smem, i32(m * threads + thread)) if m < smem_vectors else load_once(x, at)
+        store(y, at, normalized(x, raw0, params, tail))
+        at -= stride
         m = i32(m - 1)
 
 
 @device
 def rows_gradient_sums(
-    dy: Any, x: Any, column: int, first: int, step: int, R: int, C: int, mean: Any, held: Any, room: int
-) -> tuple[Any, Any]:
-    """Return this thread's sums of dy and of dy * (x - mean), a column each."""
+    dy: Any, x: Any, column: int, first: int, step: int, R: int, C: int, params: Any, smem: Any, smem_vectors: int,
+    tail: int | None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Return this thread's sums of g and of g * (x - mean), a column each."""
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
     linear, products = widen(splat(x, 0.0)), widen(splat(x, 0.0))
-    apart = i64(step) * C
+    stride = i64(step) * C
     at = i64(first) * C + column
     m = i32(0)
     row = first
     while row + i64(step) < R:
-        at1 = at + apart
+        at1 = at + stride
         slot = i32(2 * m * threads + thread)
-        if m + 1 < room:
+        if m + 1 < smem_vectors:
             g0, raw0, g1, raw1 = load_once(dy, at), load_once(x, at), load_once(dy, at1), load_once(x, at1)
-            keep(held, slot, g0)
-            keep(held, i32(slot + threads), raw0)
-            keep(held, i32(slot + 2 * threads), g1)
-            keep(held, i32(slot + 3 * threads), raw1)
+            smem_store(smem, slot, g0)
+            smem_store(smem, i32(slot + threads), raw0)
+            smem_store(smem, i32(slot + 2 * threads), g1)
+            smem_store(smem, i32(slot + 3 * threads), raw1)
         else:
             g0, raw0, g1, raw1 = load(dy, at), load(x, at), load(dy, at1), load(x, at1)
-            if m < room:
-                keep(held, slot, g0)
-                keep(held, i32(slot + threads), raw0)
-        grad0, grad1 = numbers(dy, g0), numbers(dy, g1)
-        off0, off1 = sub(numbers(x, raw0), mean), sub(numbers(x, raw1), mean)
+            if m < smem_vectors:
+                smem_store(smem, slot, g0)
+                smem_store(smem, i32(slot + threads), raw0)
+        grad0, off0 = gradient_terms(dy, g0, x, raw0, params, tail)
+        grad1, off1 = gradient_terms(dy, g1, x, raw1, params, tail)
         linear = add(linear, widen(add(grad0, grad1)))
         products = add(products, widen(fma(grad1, off1, mul(grad0, off0))))
-        at += 2 * apart
+        at += 2 * stride
         row = i32(row + 2 * step)
         m = i32(m + 2)
     if row < R:
         g0, raw0 = load(dy, at), load(x, at)
-        if m < room:
+        if m < smem_vectors:
             slot = i32(2 * m * threads + thread)
-            keep(held, slot, g0)
-            keep(held, i32(slot + threads), raw0)
-        grad0 = numbers(dy, g0)
+            smem_store(smem, slot, g0)
+            smem_store(smem, i32(slot + threads), raw0)
+        grad0, off0 = gradient_terms(dy, g0, x, raw0, params, tail)
         linear = add(linear, widen(grad0))
-        products = add(products, widen(mul(grad0, sub(numbers(x, raw0), mean))))
+        products = add(products, widen(mul(grad0, off0)))
     return linear, products
 
 
 @device
 def rows_gradient(
-    dy: Any, x: Any, column: int, first: int, step: int, R: int, C: int, mean: Any, a: Any, b: Any, shift: Any,
-    frozen: int, dx: Any, held: Any, room: int,
+    dy: Any, x: Any, column: int, first: int, step: int, R: int, C: int, params: Any, frozen: int, dx: Any, smem: Any,
+    smem_vectors: int, tail: int | None,
 ) -> None:  # fmt: skip
-    """Write a * dy + b * (x - mean) + shift to dx, or a * dy if frozen, last row first."""
+    """Write dx of the columns, last row first."""
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
     m, row = last_row(first, step, R)
-    apart = i64(step) * C
+    stride = i64(step) * C
     at = i64(row) * C + column
-    while frozen == 0 and m - 1 >= room:
-        at1 = at - apart
+    while frozen == 0 and m - 1 >= smem_vectors:
+        at1 = at - stride
         g0, raw0, g1, raw1 = load_once(dy, at), load_once(x, at), load_once(dy, at1), load_once(x, at1)
-        store(dx, at, fma(numbers(dy, g0), a, fma(sub(numbers(x, raw0), mean), b, shift)))
-        store(dx, at1, fma(numbers(dy, g1), a, fma(sub(numbers(x, raw1), mean), b, shift)))
-        at -= 2 * apart
+        store(dx, at, gradient(dy, g0, x, raw0, params, tail))
+        store(dx, at1, gradient(dy, g1, x, raw1, params, tail))
+        at -= 2 * stride
         m = i32(m - 2)
     while m >= 0:
         slot = i32(2 * m * threads + thread)
-        if m < room:
-            g0, raw0 = kept(held, slot), kept(held, i32(slot + threads))
+        if m < smem_vectors:
+            g0, raw0 = smem_load(smem, slot), smem_load(smem, i32(slot + threads))
         else:
             g0, raw0 = load_once(dy, at), load_once(x, at)
         if frozen != 0:
-            values = mul(numbers(dy, g0), a)
+            values = frozen_gradient(dy, g0, x, raw0, params, tail)
         else:
-            values = fma(numbers(dy, g0), a, fma(sub(numbers(x, raw0), mean), b, shift))
+            values = gradient(dy, g0, x, raw0, params, tail)
         store(dx, at, values)
-        at -= apart
+        at -= stride
         m = i32(m - 1)

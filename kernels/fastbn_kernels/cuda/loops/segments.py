@@ -1,45 +1,45 @@
-"""Sweeps over one channel of (N, C, S): N runs of S values each, C * S apart.
+"""Sweeps over one channel of (N, C, S): N segments of S values each, C * S apart in memory.
 
-A run is cut into `Q` chunks of 16 bytes. Chunk `first + m * step` of a channel is this thread's m-th. The first `room`
-of a thread's chunks are kept on the chip, in slots of shared memory that it alone uses; later sweeps take them from
+A segment is cut into `Q` vectors of 16 bytes, its chunks. Chunk `first + m * step` of a channel is this thread's m-th.
+A thread keeps its first `smem_vectors` chunks in slots of shared memory that it alone uses; later sweeps take them from
 there and go backwards, so that of the others they meet first what the second-level cache still holds.
 
 Four chunks are loaded before the first is used: with 1024 threads a multiprocessor that is 64 KB in flight, where some
 26 KB hide the latency of memory at 4.3 TB/s.
 
-Where S is no whole number of chunks, a run starts and ends inside a chunk that it shares with its neighbours. The chunk
-is then loaded whole and what is not the run's own is left out; it is stored a value at a time.
+Where S is no whole number of chunks, a segment starts and ends inside a chunk that it shares with its neighbours. The
+chunk is then loaded whole and what is not the segment's own is left out; it is stored a value at a time.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from fastbn_kernels.cuda.build.decorators import device
+from fastbn_kernels.cuda.build.numba_cuda import cuda, i32, i64
+from fastbn_kernels.cuda.element import centred, normalized
 from fastbn_kernels.cuda.simd.ops import (
+    decoded,
     dot,
-    fma,
     get,
     inside,
-    keep,
-    kept,
     load,
     load_once,
     load_part,
-    number,
-    numbers,
+    rounded,
+    smem_load,
+    smem_store,
     splat,
     store,
     store_part,
-    sub,
     total,
     width,
 )
-from fastbn_kernels.cuda.toolkit import cuda, device, i32, i64
 
 
 @device
 def forth(n: int, j: int, dn: int, dj: int, Q: int) -> tuple[int, int]:
-    """Return the run and chunk after a step of dn runs and dj chunks."""
+    """Return the segment and chunk after a step of dn segments and dj chunks."""
     n = i32(n + dn)
     j = i32(j + dj)
     if j >= Q:
@@ -50,7 +50,7 @@ def forth(n: int, j: int, dn: int, dj: int, Q: int) -> tuple[int, int]:
 
 @device
 def back(n: int, j: int, dn: int, dj: int, Q: int) -> tuple[int, int]:
-    """Return the run and chunk before a step of dn runs and dj chunks."""
+    """Return the segment and chunk before a step of dn segments and dj chunks."""
     n = i32(n - dn)
     j = i32(j - dj)
     if j < 0:
@@ -61,7 +61,7 @@ def back(n: int, j: int, dn: int, dj: int, Q: int) -> tuple[int, int]:
 
 @device
 def chunk(x: Any, n: int, j: int, c: int, C: int, S: int) -> tuple[int, int, int]:
-    """Return where chunk j of run n begins, and from where to where in it the values are the run's."""
+    """Return where chunk j of segment n begins, and from where to where in it the values are the segment's."""
     V = width(x)
     start = (i64(n) * C + c) * S
     head = i32(start & (V - 1))
@@ -80,7 +80,7 @@ def fetch(x: Any, at: int, hi: int, size: int) -> Any:
 def value(x: Any, at: int, size: int) -> Any:
     """Return one value of x as float64."""
     head = i32(at & (width(x) - 1))
-    return get(numbers(x, fetch(x, at - head, i32(head + 1), size)), head)
+    return get(decoded(x, fetch(x, at - head, i32(head + 1), size)), head)
 
 
 @device
@@ -90,72 +90,72 @@ def steps(first: int, step: int, items: int) -> Any:
 
 
 @device
-def runs_sums(
-    x: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, k: float, held: Any, room: int
+def segments_sums(
+    x: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, k: float, smem: Any, smem_vectors: int
 ) -> tuple[float, float]:
     """Return this thread's sums of (x - k) and of (x - k)^2, and keep its first chunks."""
     V = width(x)
     around = splat(x, k)
-    one = number(x, k)
+    zero = rounded(x, 0.0)
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
     count = steps(first, step, N * Q)
     n, j = i32(first // Q), i32(first % Q)
     dn, dj = i32(step // Q), i32(step % Q)
-    apart = i64(C) * S
+    stride = i64(C) * S
     base = i64(c) * S
     linear = 0.0
     squares = 0.0
     m = i32(0)
     if Q * V == S:
         while m + 3 < count:
-            at0 = base + n * apart + j * V
+            at0 = base + n * stride + j * V
             n, j = forth(n, j, dn, dj, Q)
-            at1 = base + n * apart + j * V
+            at1 = base + n * stride + j * V
             n, j = forth(n, j, dn, dj, Q)
-            at2 = base + n * apart + j * V
+            at2 = base + n * stride + j * V
             n, j = forth(n, j, dn, dj, Q)
-            at3 = base + n * apart + j * V
+            at3 = base + n * stride + j * V
             n, j = forth(n, j, dn, dj, Q)
-            if m + 3 < room:
+            if m + 3 < smem_vectors:
                 raw0, raw1, raw2, raw3 = load_once(x, at0), load_once(x, at1), load_once(x, at2), load_once(x, at3)
                 slot = i32(m * threads + thread)
-                keep(held, slot, raw0)
-                keep(held, i32(slot + threads), raw1)
-                keep(held, i32(slot + 2 * threads), raw2)
-                keep(held, i32(slot + 3 * threads), raw3)
+                smem_store(smem, slot, raw0)
+                smem_store(smem, i32(slot + threads), raw1)
+                smem_store(smem, i32(slot + 2 * threads), raw2)
+                smem_store(smem, i32(slot + 3 * threads), raw3)
             else:
                 raw0, raw1, raw2, raw3 = load(x, at0), load(x, at1), load(x, at2), load(x, at3)
                 slot = i32(m * threads + thread)
-                if m < room:
-                    keep(held, slot, raw0)
-                if m + 1 < room:
-                    keep(held, i32(slot + threads), raw1)
-                if m + 2 < room:
-                    keep(held, i32(slot + 2 * threads), raw2)
-            off0, off1 = sub(numbers(x, raw0), around), sub(numbers(x, raw1), around)
-            off2, off3 = sub(numbers(x, raw2), around), sub(numbers(x, raw3), around)
+                if m < smem_vectors:
+                    smem_store(smem, slot, raw0)
+                if m + 1 < smem_vectors:
+                    smem_store(smem, i32(slot + threads), raw1)
+                if m + 2 < smem_vectors:
+                    smem_store(smem, i32(slot + 2 * threads), raw2)
+            off0, off1 = centred(x, raw0, around), centred(x, raw1, around)
+            off2, off3 = centred(x, raw2, around), centred(x, raw3, around)
             linear += (total(off0) + total(off1)) + (total(off2) + total(off3))
             squares += (dot(off0, off0) + dot(off1, off1)) + (dot(off2, off2) + dot(off3, off3))
             m = i32(m + 4)
         while m < count:
-            raw0 = load(x, base + n * apart + j * V)
+            raw0 = load(x, base + n * stride + j * V)
             n, j = forth(n, j, dn, dj, Q)
-            if m < room:
-                keep(held, i32(m * threads + thread), raw0)
-            off0 = sub(numbers(x, raw0), around)
+            if m < smem_vectors:
+                smem_store(smem, i32(m * threads + thread), raw0)
+            off0 = centred(x, raw0, around)
             linear += total(off0)
             squares += dot(off0, off0)
             m = i32(m + 1)
     else:
-        size = i64(N) * apart
+        size = i64(N) * stride
         while m < count:
             at, lo, hi = chunk(x, n, j, c, C, S)
             n, j = forth(n, j, dn, dj, Q)
             if hi > 0:
                 raw0 = fetch(x, at, hi, size)
-                if m < room:
-                    keep(held, i32(m * threads + thread), raw0)
-                off0 = sub(inside(numbers(x, raw0), lo, hi, one), around)
+                if m < smem_vectors:
+                    smem_store(smem, i32(m * threads + thread), raw0)
+                off0 = inside(centred(x, raw0, around), lo, hi, zero)
                 linear += total(off0)
                 squares += dot(off0, off0)
             m = i32(m + 1)
@@ -163,50 +163,49 @@ def runs_sums(
 
 
 @device
-def runs_normalize(
-    x: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, mean: float, scale: float, shift: float,
-    y: Any, held: Any, room: int,
+def segments_normalize(
+    x: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, params: Any, y: Any, smem: Any,
+    smem_vectors: int, tail: int | None,
 ) -> None:  # fmt: skip
-    """Write (x - mean) * scale + shift to y, last chunk first."""
+    """Write the normalised channel to y, last chunk first."""
     V = width(x)
-    means, scales, shifts = splat(x, mean), splat(x, scale), splat(x, shift)
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
     m = i32(steps(first, step, N * Q) - 1)
     last = i32(first + m * step)
     n, j = i32(last // Q), i32(last % Q)
     dn, dj = i32(step // Q), i32(step % Q)
-    apart = i64(C) * S
+    stride = i64(C) * S
     base = i64(c) * S
     if Q * V == S:
-        while m - 3 >= room:
-            at0 = base + n * apart + j * V
+        while m - 3 >= smem_vectors:
+            at0 = base + n * stride + j * V
             n, j = back(n, j, dn, dj, Q)
-            at1 = base + n * apart + j * V
+            at1 = base + n * stride + j * V
             n, j = back(n, j, dn, dj, Q)
-            at2 = base + n * apart + j * V
+            at2 = base + n * stride + j * V
             n, j = back(n, j, dn, dj, Q)
-            at3 = base + n * apart + j * V
+            at3 = base + n * stride + j * V
             n, j = back(n, j, dn, dj, Q)
             raw0, raw1, raw2, raw3 = load_once(x, at0), load_once(x, at1), load_once(x, at2), load_once(x, at3)
-            store(y, at0, fma(sub(numbers(x, raw0), means), scales, shifts))
-            store(y, at1, fma(sub(numbers(x, raw1), means), scales, shifts))
-            store(y, at2, fma(sub(numbers(x, raw2), means), scales, shifts))
-            store(y, at3, fma(sub(numbers(x, raw3), means), scales, shifts))
+            store(y, at0, normalized(x, raw0, params, tail))
+            store(y, at1, normalized(x, raw1, params, tail))
+            store(y, at2, normalized(x, raw2, params, tail))
+            store(y, at3, normalized(x, raw3, params, tail))
             m = i32(m - 4)
         while m >= 0:
-            at0 = base + n * apart + j * V
+            at0 = base + n * stride + j * V
             n, j = back(n, j, dn, dj, Q)
-            raw0 = kept(held, i32(m * threads + thread)) if m < room else load_once(x, at0)
-            store(y, at0, fma(sub(numbers(x, raw0), means), scales, shifts))
+            raw0 = smem_load(smem, i32(m * threads + thread)) if m < smem_vectors else load_once(x, at0)
+            store(y, at0, normalized(x, raw0, params, tail))
             m = i32(m - 1)
     else:
-        size = i64(N) * apart
+        size = i64(N) * stride
         while m >= 0:
             at, lo, hi = chunk(x, n, j, c, C, S)
             n, j = back(n, j, dn, dj, Q)
             if hi > 0:
-                raw0 = kept(held, i32(m * threads + thread)) if m < room else fetch(x, at, hi, size)
-                values = fma(sub(numbers(x, raw0), means), scales, shifts)
+                raw0 = smem_load(smem, i32(m * threads + thread)) if m < smem_vectors else fetch(x, at, hi, size)
+                values = normalized(x, raw0, params, tail)
                 if lo == 0 and hi >= V:
                     store(y, at, values)
                 else:

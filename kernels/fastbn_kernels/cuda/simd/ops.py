@@ -1,20 +1,20 @@
 """Sixteen bytes at a time: loads, stores, and the arithmetic on what they hold.
 
-The functions are named as in `fastbn_kernels.cpu.vector`. A vector is a tuple of numbers: float64 for float32 and
-float64 data, float32 for the 16-bit types, which come as the bits of an integer (int16 for float16, uint16 for
-bfloat16). It has `width(x)` of them: as many as 16 bytes hold, or one if x is not aligned (`toolkit.Scalars`).
-What has been loaded and not yet converted is `raw`: four words.
+A vector is a tuple of numbers: float64 for float32 and float64 data, float32 for the 16-bit types, which come as the
+bits of an integer (int16 for float16, uint16 for bfloat16). It has `width(x)` of them: as many as 16 bytes hold, or one
+if x is not aligned (`Scalars` in `build.decorators`). What has been loaded and not yet converted is `raw`: four words.
 
-They are intrinsics of Numba's CUDA target, in `vector_ptx`, or plain Python for the simulated GPU, in `vector_python`.
+They are intrinsics of Numba's CUDA target, in `memory` and `arithmetic`, or plain Python for the simulated GPU.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastbn_kernels.cuda.toolkit import SIMULATED
+from fastbn_kernels.cuda.build.numba_cuda import SIMULATED, stand_ins
 
-if SIMULATED or TYPE_CHECKING:
-    from simulated.gpu_vector import *  # noqa: F403
+if TYPE_CHECKING or not SIMULATED:
+    from fastbn_kernels.cuda.simd.arithmetic import *  # noqa: F403
+    from fastbn_kernels.cuda.simd.memory import *  # noqa: F403
 else:
-    from fastbn_kernels.cuda.simd.ptx import *  # noqa: F403
+    globals().update(stand_ins("gpu_vector"))

@@ -1,4 +1,4 @@
-"""Values as the words that they are loaded and stored in: conversions in LLVM's IR, for `vector`.
+"""Values as the words that they are loaded and stored in: conversions in LLVM's IR.
 
 NVVM miscompiles a vector of halves that is extended as one (2 of 8 come out converted): every half is taken out of its
 word before.
@@ -10,11 +10,13 @@ from typing import Any
 
 from llvmlite import ir
 
-from fastbn_kernels.cuda.toolkit import Scalars, types
+from fastbn_kernels.cuda.build.decorators import Scalars
+from fastbn_kernels.cuda.build.numba_cuda import types
 
 WORD, LONG, HALF = ir.IntType(32), ir.IntType(64), ir.HalfType()
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
 WORDS = ir.VectorType(WORD, 4)
+RAW = types.UniTuple(types.int32, 4)  # what has been loaded, as Numba sees it
 
 
 def count_of(x: Any) -> int:
@@ -22,14 +24,14 @@ def count_of(x: Any) -> int:
     return 1 if isinstance(x, Scalars) else 128 // x.dtype.bitwidth
 
 
-def number_of(x: Any) -> Any:
+def compute_type(x: Any) -> Any:
     """Return the type that values of x are computed with."""
     return types.float32 if x.dtype.bitwidth == 16 else types.float64
 
 
 def vector_of(x: Any) -> Any:
     """Return the type of a vector of x."""
-    return types.UniTuple(number_of(x), count_of(x))
+    return types.UniTuple(compute_type(x), count_of(x))
 
 
 def const(value: int, kind: Any = WORD) -> Any:
@@ -42,14 +44,14 @@ def address(builder: Any, pointer: Any, index: Any) -> Any:
     return builder.ptrtoint(builder.gep(pointer, [index]), LONG)
 
 
-def decoded(builder: Any, data: Any, bits: Any) -> Any:
+def half_to_float(builder: Any, data: Any, bits: Any) -> Any:
     """Return the number of one 16-bit value, given as a word whose upper half counts for nothing."""
     if data == types.uint16:
         return builder.bitcast(builder.shl(bits, const(16)), FLOAT)
     return builder.fpext(builder.bitcast(builder.trunc(bits, ir.IntType(16)), HALF), FLOAT)
 
 
-def encoded(builder: Any, data: Any, low: Any, high: Any) -> Any:
+def floats_to_halves(builder: Any, data: Any, low: Any, high: Any) -> Any:
     """Return two numbers as one word of 16-bit values."""
     if data == types.uint16:
         kind = ir.FunctionType(WORD, [FLOAT, FLOAT])
@@ -58,7 +60,7 @@ def encoded(builder: Any, data: Any, low: Any, high: Any) -> Any:
     return builder.or_(words[0], builder.shl(words[1], const(16)))
 
 
-def to_numbers(builder: Any, data: Any, count: int, words: list[Any]) -> list[Any]:
+def decode(builder: Any, data: Any, count: int, words: list[Any]) -> list[Any]:
     """Return the first `count` numbers of four words."""
     if data == types.float32:
         return [builder.fpext(builder.bitcast(word, FLOAT), DOUBLE) for word in words[:count]]
@@ -71,13 +73,13 @@ def to_numbers(builder: Any, data: Any, count: int, words: list[Any]) -> list[An
         return [builder.bitcast(long, DOUBLE) for long in longs[:count]]
     halves = []
     for word in words[: (count + 1) // 2]:
-        halves += [decoded(builder, data, word), decoded(builder, data, builder.lshr(word, const(16)))]
+        halves += [half_to_float(builder, data, word), half_to_float(builder, data, builder.lshr(word, const(16)))]
         if data == types.uint16:  # one instruction instead of two
             halves[-1] = builder.bitcast(builder.and_(word, const(0xFFFF0000)), FLOAT)
     return halves[:count]
 
 
-def to_words(builder: Any, data: Any, numbers: list[Any]) -> list[Any]:
+def encode(builder: Any, data: Any, numbers: list[Any]) -> list[Any]:
     """Return numbers as words; an odd 16-bit one is the lower half of its word."""
     if data == types.float32:
         return [builder.bitcast(builder.fptrunc(number, FLOAT), WORD) for number in numbers]
@@ -88,7 +90,7 @@ def to_words(builder: Any, data: Any, numbers: list[Any]) -> list[Any]:
             words += [builder.trunc(bits, WORD), builder.trunc(builder.lshr(bits, const(32, LONG)), WORD)]
         return words
     padded = numbers + numbers[-1:] * (len(numbers) % 2)
-    return [encoded(builder, data, *padded[i : i + 2]) for i in range(0, len(padded), 2)]
+    return [floats_to_halves(builder, data, *padded[i : i + 2]) for i in range(0, len(padded), 2)]
 
 
 def unpack(builder: Any, tuple_: Any, count: int) -> list[Any]:

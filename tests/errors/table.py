@@ -1,19 +1,18 @@
-"""Run every case that is refused and write docs/errors.md: `python tests/errors_table.py` (make errors)."""
+"""Run every case that is refused and write docs/errors.md: `python -m errors.table` in tests/ (make errors)."""
 
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 
-import errors_classes
-import errors_files
-import errors_functions
 import fastbn
-from fastbn import dispatch as device
+from errors import checkpoints, classes, functions
+from errors.placed import at, put
+from fastbn.backends.cuda import availability
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "errors.md"
-TABLE = [*errors_functions.TABLE, *errors_classes.TABLE, *errors_files.TABLE]
+TABLE = [*functions.TABLE, *classes.TABLE, *checkpoints.TABLE]
 CASES = [(function, *case) for function, _, _, cases in TABLE for case in cases]
 
 INTRODUCTION = """\
@@ -26,28 +25,38 @@ Written by `make errors`, which makes each of these calls; a test makes them aga
 says why there is no GPU, this page has one reason of several.
 """
 
-NO_GPU = f"numba-cuda is not installed; {device.INSTALL}"
+NO_GPU = f"numba-cuda is not installed; {availability.INSTALL}"
 
 
 def picture(value):
     """What a value holds, to be compared after the call."""
+    value = getattr(value, "_ary", value)  # what a simulated GPU's array wraps
     if isinstance(value, np.ndarray):
         return np.asarray(value).tobytes()
     if isinstance(value, fastbn.BatchNorm):
         return {name: picture(held) for name, held in vars(value).items()}
+    if isinstance(value, fastbn.Moments):
+        return value.count, picture(value.mean), picture(value.m2)
     if isinstance(value, dict):
         return {name: picture(held) for name, held in value.items()}
     return value
 
 
-def refused(function, change):
+def refused(function, change, place="cpu"):
     """Make a good call with a change; return what it raised, and a picture of the arguments before and after."""
     good, call = next((good, call) for name, good, call, _ in TABLE if name == function)
-    arguments = good()
-    arguments |= change(arguments) if callable(change) else change
+    with at(place):
+        arguments = good()
+        arguments |= change(arguments) if callable(change) else change
+        arguments = {name: put(value) for name, value in arguments.items()}
+    if place == "sent" and function in ("batch_norm", "batch_norm_inference", "batch_moments"):
+        arguments.setdefault("device", "cuda")
     before = picture(arguments)
     try:
-        with mock.patch.object(device, "problem", return_value=NO_GPU):
+        if place == "cpu":
+            with mock.patch.object(availability, "problem", return_value=NO_GPU):
+                call(**arguments)
+        else:
             call(**arguments)
     except (TypeError, ValueError, RuntimeError, ModuleNotFoundError) as error:
         return error, before, picture(arguments)

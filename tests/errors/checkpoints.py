@@ -1,4 +1,4 @@
-"""What `save` and `load` refuse: in the form of errors_functions."""
+"""What `save` and `load` refuse: in the form of `functions`."""
 
 import atexit
 import sys
@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 
 import fastbn
-from errors_functions import F4
+from errors.functions import F4
 
 _folder = tempfile.TemporaryDirectory(prefix="fastbn-errors-")
 atexit.register(_folder.cleanup)

@@ -1,4 +1,4 @@
-"""What the layer, the statistics and the rest refuse: in the form of errors_functions."""
+"""What the layer, the statistics and the rest refuse: in the form of `functions`."""
 
 import os
 from unittest import mock
@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 
 import fastbn
-from errors_functions import F4, OnGpu, Unwilling
+from errors.functions import F4, OnGpu, Unwilling
 from fastbn import BackwardSums, BatchNorm, Moments
 from fastbn.warmup import warmup
 
@@ -128,7 +128,6 @@ def explain(x, device=None, environment=""):
 
 
 EXPLAIN = [
-    ("x", "what cannot be made an array", TypeError, {"x": Unwilling()}),
     ("device", "an unknown name", ValueError, {"device": "gpu"}),
     ("device", "cpu, for an array on a GPU", ValueError, {"x": OnGpu(), "device": "cpu"}),
     ("FASTBN_DEVICE", "an unknown name", ValueError, {"environment": "gpu"}),

@@ -1,4 +1,4 @@
-"""Where compiled GPU kernels are kept between processes: numba-cuda's cache, with the differences of `..cache`."""
+"""Where compiled GPU kernels are kept between processes: numba-cuda's cache, made as safe as the CPU's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastbn_kernels.build.cache import Files, NoStrayFolder, Unfailing, sources_digest, warn_once
-from fastbn_kernels.cuda.toolkit import dispatcher
+from fastbn_kernels.cuda.build.numba_cuda import dispatcher
 
 # Private to numba-cuda. Where they are not, what is made of them here cannot be made, and `enable` goes without.
 CUDACacheImpl: Any = getattr(dispatcher, "CUDACacheImpl", object)

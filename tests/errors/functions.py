@@ -3,6 +3,7 @@
 import numpy as np
 
 import fastbn
+from errors.placed import forward
 
 F4 = np.float32
 as_strided = np.lib.stride_tricks.as_strided
@@ -48,6 +49,14 @@ def shifted(*names):
 
 
 STATISTICS = fastbn.Moments(8, np.zeros(3), np.ones(3))
+
+
+def over_moments(a):
+    """A call in float64 whose out is where the moments are."""
+    memory = np.zeros(24)
+    moments = fastbn.Moments(8, memory[:3], np.ones(3))
+    return {"x": np.ones((4, 3, 2)), "moments": moments, "out": memory.reshape(4, 3, 2)}
+
 
 FORWARD = [
     ("x", "a list", TypeError, {"x": [[1.0, 2.0]]}),
@@ -95,6 +104,9 @@ FORWARD = [
     ("running_mean", "a part of x", ValueError, lambda a: {"running_mean": a["x"].reshape(-1)[:3]}),
     ("running_var", "a part of the moments", ValueError,
      lambda a: {"running_var": STATISTICS.m2, "moments": STATISTICS}),
+    ("running_mean", "the mean of the moments", ValueError,
+     lambda a: {"running_mean": STATISTICS.mean, "moments": STATISTICS}),
+    ("out", "overlaps the moments", ValueError, over_moments),
     ("eps", "zero", ValueError, {"eps": 0}),
     ("eps", "negative", ValueError, {"eps": -1e-5}),
     ("eps", "NaN", ValueError, {"eps": np.nan}),
@@ -153,20 +165,20 @@ MOMENTS = [
 
 def good_backward():
     a = good()
-    _, ctx = fastbn.batch_norm(a["x"], a["weight"], a["bias"])
+    _, ctx = forward(a["x"], a["weight"], a["bias"])
     return {"dy": np.ones((4, 3, 2), F4), "ctx": ctx, "out": np.full((4, 3, 2), 7, F4)}
 
 
 def overwritten(a):
     """A context whose x is y now."""
     x = np.arange(24, dtype=F4).reshape(4, 3, 2)
-    return {"ctx": fastbn.batch_norm(x, out=x)[1]}
+    return {"ctx": forward(x, out=x)[1]}
 
 
 def shared(a):
     """A context of a half whose statistics are those of the whole."""
     x = np.arange(24, dtype=F4).reshape(4, 3, 2)
-    ctx = fastbn.batch_norm(x[:2], moments=fastbn.batch_moments(x))[1]
+    ctx = forward(x[:2], moments=fastbn.batch_moments(x))[1]
     return {"dy": x[:2], "ctx": ctx, "out": None}
 
 
@@ -174,7 +186,7 @@ def wide_sums(a):
     """A call in float64 whose out is where the sums are."""
     x = np.arange(6.0).reshape(2, 3)
     sums = fastbn.BackwardSums(2, np.zeros(6)[:3], np.zeros(3))
-    return {"dy": x, "ctx": fastbn.batch_norm(x)[1], "sums": sums, "out": sums.sum_dy.base.reshape(2, 3)}
+    return {"dy": x, "ctx": forward(x)[1], "sums": sums, "out": sums.sum_dy.base.reshape(2, 3)}
 
 
 BACKWARD = [
@@ -216,13 +228,13 @@ def good_jvp():
 class ContextOfGpu(fastbn.Context):
     """As far as one can tell without looking further, what a forward pass on a GPU left."""
 
-    where = "there"
+    device = "cuda"
 
 
 def on_gpu(a):
     """The context of the good call, as if it came from a GPU."""
     ctx = a["ctx"]
-    return {"ctx": ContextOfGpu(ctx.x, ctx.axis, ctx.count, ctx.table, ctx.weight_dtype, ctx.bias_dtype)}
+    return {"ctx": ContextOfGpu(ctx.x, ctx.axis, ctx.count, ctx.saved, ctx.weight_dtype, ctx.bias_dtype)}
 
 
 def bare(a):

@@ -1,0 +1,178 @@
+"""What is computed of an element: the only place with the arithmetic of batch normalization on vectors.
+
+Of every element the loops ask for one of two things, whatever they walk:
+
+    first_sums, more_sums   what is summed, u and u * v: u = v = x - shift for the moments (dy is None), and u = dy,
+                            v = x - mean for the backward pass
+    result                  what is written: y = (x - mean) * scale + shift (dy is None), or
+                            dx = a * dy + (b * (x - mean) + c), or, through frozen statistics, a * dy (x is None)
+
+and the second derivatives of `double_backward`. Parameters are vectors: a number in all lanes, or the numbers of
+neighbouring columns, which `column_shift` and `column_params` read.
+
+`tail` is what is done after the normalization. It comes with the kernel's last argument and is handed down as it is, by
+its type: None is nothing. What else it may be is decided here: `finish` gets what was normalised and returns y;
+`incoming` returns the gradient by what was normalised. i is the place of the element in y too, and n None or how many
+lanes count, so a tail may load from an array beside y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from numba import types
+from numba.extending import overload
+
+from fastbn_kernels.build.decorators import Array, scalar
+from fastbn_kernels.cpu.simd.ops import add, fma, keep, load, mul, param, sub
+
+Vector: TypeAlias = Any
+Params: TypeAlias = tuple[Vector, ...]
+Count: TypeAlias = int | None
+Function: TypeAlias = Callable[..., Any]
+
+
+def choice(forward: Function | None, frozen: Function | None, backward: Function | None) -> Any:
+    """Return a function (dy, x, ...) that is `forward` without a dy, `frozen` without an x, and else `backward`.
+
+    Which one is known by the types when a kernel is compiled, and nothing of the others is compiled.
+    """
+
+    def chosen(dy: Any, x: Any, *others: Any) -> Any:
+        function = forward if dy is None else frozen if x is None else backward
+        assert function is not None
+        return function(dy, x, *others)
+
+    @overload(chosen, strict=False)  # type: ignore[untyped-decorator]
+    def by_type(dy: Any, x: Any, *others: Any) -> Any:
+        return forward if dy is types.none else frozen if x is types.none else backward
+
+    return chosen
+
+
+# ---------------------------------------------------------------- what is done after the normalization
+
+
+@scalar
+def finish(normalized: Vector, i: int, n: Count, tail: Any) -> Vector:
+    """Return y of what was normalised."""
+    return normalized
+
+
+@scalar
+def incoming(dy: Array, d: Vector, i: int, n: Count, params: Params, tail: Any) -> Vector:
+    """Return the gradient by what was normalised, from that by y; d is x - mean.
+
+    The last two parameters are scale and shift of the forward pass, if there is a tail.
+    """
+    return load(dy, i, n)
+
+
+# ---------------------------------------------------------------- sums and results
+
+
+@scalar
+def centred(x: Array, i: int, n: Count, shift: Vector) -> Vector:
+    """Return x - shift."""
+    return sub(load(x, i, n), shift)
+
+
+def _moment_terms(dy: None, x: Array, i: int, n: Count, params: Params, tail: Any) -> tuple[Vector, Vector]:
+    d = keep(centred(x, i, n, params[0]), n)
+    return d, d
+
+
+def _gradient_terms(dy: Array, x: Array, i: int, n: Count, params: Params, tail: Any) -> tuple[Vector, Vector]:
+    d = keep(centred(x, i, n, params[0]), n)
+    return incoming(dy, d, i, n, params, tail), d
+
+
+# u and v, zero in lanes that do not count; the first parameter is what x is centred with.
+terms = choice(_moment_terms, None, _gradient_terms)
+
+
+@scalar
+def first_sums(dy: Array | None, x: Array, i: int, n: Count, params: Params, tail: Any) -> tuple[Vector, Vector]:
+    """Return the sums of u and u * v over one vector."""
+    u, v = terms(dy, x, i, n, params, tail)
+    return u, mul(u, v)
+
+
+@scalar
+def more_sums(
+    sums: tuple[Vector, Vector], dy: Array | None, x: Array, i: int, n: Count, params: Params, tail: Any
+) -> tuple[Vector, Vector]:
+    """Return the sums of u and u * v over one vector more."""
+    u, v = terms(dy, x, i, n, params, tail)
+    return add(sums[0], u), fma(u, v, sums[1])
+
+
+def _normalized(dy: None, x: Array, i: int, n: Count, params: Params, tail: Any) -> Vector:
+    d = centred(x, i, n, params[0])
+    return finish(fma(d, params[1], params[2]), i, n, tail)
+
+
+def _frozen_gradient(dy: Array, x: None, i: int, n: Count, params: Params, tail: Any) -> Vector:
+    return mul(load(dy, i, n), params[0])
+
+
+def _gradient(dy: Array, x: Array, i: int, n: Count, params: Params, tail: Any) -> Vector:
+    d = centred(x, i, n, params[0])
+    return fma(incoming(dy, d, i, n, params, tail), params[1], fma(d, params[2], params[3]))
+
+
+# y or dx.
+result = choice(_normalized, _frozen_gradient, _gradient)
+
+
+@scalar
+def column_shift(params: Array, at: int, n: Count, tail: Any) -> Params:
+    """Return what `first_sums` and `more_sums` take of columns."""
+    return (param(params, 0, at, n),)
+
+
+def _forward_params(dy: None, x: Array, params: Array, at: int, n: Count, tail: Any) -> Params:
+    return param(params, 0, at, n), param(params, 1, at, n), param(params, 2, at, n)
+
+
+def _frozen_params(dy: Array, x: None, params: Array, at: int, n: Count, tail: Any) -> Params:
+    return (param(params, 1, at, n),)
+
+
+def _gradient_params(dy: Array, x: Array, params: Array, at: int, n: Count, tail: Any) -> Params:
+    return param(params, 0, at, n), param(params, 1, at, n), param(params, 2, at, n), param(params, 3, at, n)
+
+
+# What `result` takes of columns, from rows (mean, scale, shift) or (mean, a, b, c).
+column_params = choice(_forward_params, _frozen_params, _gradient_params)
+
+
+# ---------------------------------------------------------------- second derivatives
+
+SECOND_SUMS = 5  # of v, v * (x - mean), v * g, g, g * (x - mean); v is the gradient that comes in by dx, g is dy
+SECOND_PARAMS = 7  # mean and a, b, c, e, h, o
+
+FiveSums: TypeAlias = tuple[Vector, Vector, Vector, Vector, Vector]
+
+
+@scalar
+def first_second_sums(v: Array, g: Array, x: Array, i: int, n: Count, mean: Vector) -> FiveSums:
+    """Return the sums of `double_backward` over one vector."""
+    a, b, d = load(v, i, n), load(g, i, n), keep(centred(x, i, n, mean), n)
+    return a, mul(a, d), mul(a, b), b, mul(b, d)
+
+
+@scalar
+def more_second_sums(sums: FiveSums, v: Array, g: Array, x: Array, i: int, n: Count, mean: Vector) -> FiveSums:
+    """Return the sums of `double_backward` over one vector more."""
+    a, b, d = load(v, i, n), load(g, i, n), keep(centred(x, i, n, mean), n)
+    return add(sums[0], a), fma(a, d, sums[1]), fma(a, b, sums[2]), add(sums[3], b), fma(b, d, sums[4])
+
+
+@scalar
+def second_results(v: Array, g: Array, x: Array, i: int, n: Count, params: Params) -> tuple[Vector, Vector]:
+    """Return ddy = a * v + (b * (x - mean) + c) and dx = e * v + (b * g + (h * (x - mean) + o))."""
+    m, a, b, c, e, h, o = params
+    vi, gi, d = load(v, i, n), load(g, i, n), centred(x, i, n, m)
+    return fma(vi, a, fma(d, b, c)), fma(vi, e, fma(gi, b, fma(d, h, o)))

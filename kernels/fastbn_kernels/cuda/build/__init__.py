@@ -1,0 +1,1 @@
+"""How GPU kernels are compiled, kept and launched."""
