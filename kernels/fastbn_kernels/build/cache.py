@@ -29,9 +29,13 @@ from typing import Any
 
 import numba
 from numba import config
-from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core import caching
 
 from fastbn_kernels.build import trusted
+
+# Private to Numba. Where they are not, what is made of them here cannot be made, and `enable` goes without.
+CompileResultCacheImpl: Any = getattr(caching, "CompileResultCacheImpl", object)
+FunctionCache: Any = getattr(caching, "FunctionCache", object)
 
 log = logging.getLogger("fastbn")
 

@@ -15,8 +15,9 @@ import contextlib
 import logging
 import os
 import threading
+from contextlib import AbstractContextManager
 
-from llvmlite.binding import ffi
+import llvmlite.binding
 from numba.core.compiler_lock import global_compiler_lock
 
 from fastbn_kernels.build import spread, threads
@@ -24,17 +25,26 @@ from fastbn_kernels.build import spread, threads
 log = logging.getLogger("fastbn")
 
 
+def llvm_lock() -> AbstractContextManager[object] | None:
+    """Return llvmlite's own lock, which is private; None, and one warning, if it is not where it was."""
+    lock: AbstractContextManager[object] | None
+    lock = getattr(getattr(getattr(llvmlite.binding, "ffi", None), "lib", None), "_lock", None)
+    if lock is None:
+        log.warning("fastbn: a fork while another thread frees compiled code may hang: llvmlite's lock has moved")
+    return lock
+
+
 class _Fork:
     """What this process does before it forks, and it and its child do afterwards."""
 
     def __init__(self) -> None:
         self._held = contextlib.ExitStack()
+        self._llvm = llvm_lock()
         self._breaks = False
 
     def before(self) -> None:
         """Wait for what must end first; see what the child will not be able to do."""
-        # llvmlite's own lock is private; where it has another name, a fork goes without.
-        for held in (global_compiler_lock, getattr(ffi.lib, "_lock", None), spread.paused()):
+        for held in (global_compiler_lock, self._llvm, spread.paused()):
             if held is not None:
                 self._held.enter_context(held)
         alone = threading.get_ident() == threads.starter and threading.active_count() == 1

@@ -25,7 +25,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from numba.core.errors import CompilerError
-from numba.np.ufunc import parallel
+
+try:
+    from numba.np.ufunc import parallel
+except ImportError:  # it has moved, so it is not known
+    parallel = None
 
 WRITER = "build_gufunc_kernel"  # of numba.np.ufunc.parallel: what writes the call
 WRITERS_PARAMETERS = ["library", "ctx", "info", "sig", "inner_ndim"]

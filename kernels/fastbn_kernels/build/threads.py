@@ -17,7 +17,6 @@ import threading
 
 from numba import config, get_num_threads, threading_layer
 from numba.core.compiler_lock import global_compiler_lock
-from numba.np.ufunc import parallel
 
 log = logging.getLogger("fastbn")
 
@@ -32,8 +31,7 @@ _single = False
 def make_tbb_loadable() -> bool:
     """Load the tbb library of the `tbb` package so that Numba finds it; return whether that was done."""
     library = LIBRARIES.get(sys.platform)
-    started = getattr(parallel, "_is_initialized", False)  # Numba's own flag; a Numba without it loads tbb for nothing
-    if library is None or config.THREADING_LAYER in OTHERS or started:
+    if library is None or config.THREADING_LAYER in OTHERS or layer() is not None:
         return False
     try:
         files = importlib.metadata.files("tbb") or []

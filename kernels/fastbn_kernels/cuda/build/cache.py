@@ -8,12 +8,16 @@ from typing import Any
 from fastbn_kernels.build.cache import Files, NoStrayFolder, Unfailing, sources_digest, warn_once
 from fastbn_kernels.cuda.build.numba_cuda import dispatcher
 
+# Private to numba-cuda. Where they are not, what is made of them here cannot be made, and `enable` goes without.
+CUDACacheImpl: Any = getattr(dispatcher, "CUDACacheImpl", object)
+CUDACache: Any = getattr(dispatcher, "CUDACache", object)
 
-class KernelCacheImpl(NoStrayFolder, dispatcher.CUDACacheImpl):  # type: ignore[misc]
+
+class KernelCacheImpl(NoStrayFolder, CUDACacheImpl):  # type: ignore[misc]
     """numba-cuda's."""
 
 
-class KernelCache(Unfailing, dispatcher.CUDACache):  # type: ignore[misc]
+class KernelCache(Unfailing, CUDACache):  # type: ignore[misc]
     """Stamped with all sources that a kernel may be made of, and unable to fail."""
 
     _impl_class = KernelCacheImpl

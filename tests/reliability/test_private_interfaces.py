@@ -1,0 +1,267 @@
+"""What fastbn relies on that its hosts have not promised, an interface a test; and that it does without where it can.
+
+A test that fails here says what has moved. The code that uses it is named in the test.
+"""
+
+import inspect
+import re
+from pathlib import Path
+
+import llvmlite.binding
+import numba
+import numpy as np
+import pytest
+from numba.core import caching, callconv, compiler_lock, dispatcher
+from numba.np.ufunc import parallel
+
+from fastbn_kernels.build import forks, regions
+from processes import FOLD, ROOT, run
+
+
+def require(condition, sentence):
+    """Fail with a sentence."""
+    if not condition:
+        pytest.fail(sentence, pytrace=False)
+
+
+def parameters(function):
+    return list(inspect.signature(function).parameters)
+
+
+# ---------------------------------------------------------------- Numba
+
+
+def test_numba_was_tried_with_this_release():
+    """`pyproject.toml` says which ones were."""
+    text = (ROOT / "pyproject.toml").read_text()
+    lowest, limit = re.search(r'"numba>=([\d.]+),<([\d.]+)"', text).groups()
+    found = tuple(int(part) for part in numba.__version__.split(".")[:2])
+    low, high = (tuple(int(part) for part in bound.split(".")) for bound in (lowest, limit))
+    require(low <= found < high, f"Numba {numba.__version__} is outside of what pyproject.toml allows")
+
+
+def test_numba_writes_parallel_regions_as_regions_py_knows():
+    require(
+        hasattr(parallel, regions.WRITER) and parameters(parallel.build_gufunc_kernel) == regions.WRITERS_PARAMETERS,
+        "numba.np.ufunc.parallel.build_gufunc_kernel has other parameters: regions.py does not change regions any more",
+    )
+    require(
+        regions.NUMBAS in parallel.build_gufunc_kernel.__code__.co_consts,
+        "regions call something else than numba_parallel_for: spread.py cannot say who runs them",
+    )
+    require(regions.known(), "build_gufunc_kernel does not ask `ctx` for Python or `cgutils` for declarations any more")
+
+
+def test_numbas_entry_takes_what_spread_py_hands_it():
+    source = inspect.getsource(parallel.build_gufunc_kernel)
+    require(
+        "[byte_ptr_t] * 5 + [intp_t, ] * 3" in source and "[fnptr] + innerargs" in source,
+        "numba_parallel_for has other arguments: _PARALLEL_FOR of spread.py must follow",
+    )
+    numba.get_num_threads()
+    require(
+        llvmlite.binding.address_of_symbol(regions.NUMBAS),
+        "the threading layer does not offer numba_parallel_for under that name to llvmlite any more",
+    )
+
+
+def test_numbas_compiler_lock_is_a_context():
+    lock = compiler_lock.global_compiler_lock
+    require(
+        hasattr(lock, "__enter__") and hasattr(lock, "acquire"),
+        "numba.core.compiler_lock.global_compiler_lock is no lock: Kernel.get and forks.py hold it",
+    )
+
+
+def test_numbas_cache_has_the_parts_that_cache_py_replaces():
+    require(hasattr(caching, "CompileResultCacheImpl"), "numba.core.caching.CompileResultCacheImpl is gone")
+    require(hasattr(caching, "FunctionCache"), "numba.core.caching.FunctionCache is gone")
+    cache = caching.FunctionCache(test_numbas_cache_has_the_parts_that_cache_py_replaces)
+    for name in ("_cache_file", "_impl", "_py_func", "_impl_class"):
+        require(hasattr(cache, name), f"FunctionCache has no {name}: cache.py puts its own files and names there")
+    for name in ("_cache_path", "_dump", "_source_stamp"):
+        require(hasattr(cache._cache_file, name), f"IndexDataCacheFile has no {name}: Files of cache.py needs it")
+    require(hasattr(cache._impl, "_locator_classes"), "a cache has no _locator_classes: NoStrayFolder changes them")
+    require(
+        hasattr(cache._impl.locator, "get_suitable_cache_subpath"),
+        "a locator has no get_suitable_cache_subpath: cache.py asks it where root's files are",
+    )
+    require(parameters(caching.FunctionCache.load_overload) == ["self", "sig", "target_context"], "load_overload moved")
+    require(parameters(caching.FunctionCache.save_overload) == ["self", "sig", "data"], "save_overload moved")
+
+
+def test_numbas_dispatchers_have_what_decorators_py_uses():
+    function = numba.njit(lambda x: x + 1)
+    function.compile((numba.types.int64,))
+    require(hasattr(function, "_cache"), "a dispatcher has no _cache: cache.enable puts ours there")
+    require(hasattr(function.stats, "cache_hits"), "a dispatcher does not count cache hits: the log and warmup do")
+    require(hasattr(dispatcher.Dispatcher, "disable_compile"), "a dispatcher cannot be kept from compiling any more")
+
+
+def test_numbas_functions_can_be_called_by_address():
+    """As XLA's handlers do (`adapters/jax/xla_frame.py`)."""
+    convention = callconv.CPUCallConv
+    require(
+        parameters(convention.get_function_type) == ["self", "restype", "argtypes"],
+        "CPUCallConv.get_function_type moved: xla_frame.py declares kernels with it",
+    )
+    require(
+        parameters(convention.call_function)[:6] == ["self", "builder", "callee", "resty", "argtys", "args"],
+        "CPUCallConv.call_function moved: xla_frame.py calls kernels with it",
+    )
+    require(hasattr(convention, "return_status_propagate"), "CPUCallConv.return_status_propagate is gone")
+    function = numba.njit(lambda x: x + 1)
+    function.compile((numba.types.int64,))
+    (compiled,) = function.overloads.values()
+    require(
+        compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name),
+        "a compiled function does not tell its address by library and fndesc any more",
+    )
+
+
+# ---------------------------------------------------------------- llvmlite, NumPy
+
+
+def test_llvmlite_has_its_lock_where_a_fork_takes_it():
+    lock = forks.llvm_lock()
+    require(lock is not None, "llvmlite.binding.ffi.lib._lock is gone: a fork cannot wait for it (forks.py)")
+    with lock:
+        pass
+
+
+def test_numpy_has_a_row_stack_for_numba_cuda():
+    """`cuda/toolkit.py` gives NumPy 2.5 the name back that numba-cuda 0.30 asks for."""
+    pytest.importorskip("numba_cuda")
+    from fastbn_kernels.cuda import toolkit
+
+    assert toolkit
+    require(hasattr(np, "row_stack"), "numpy.row_stack is gone and toolkit.py has not put it back")
+
+
+# ---------------------------------------------------------------- numba-cuda
+
+
+@pytest.fixture
+def cuda_dispatcher():
+    pytest.importorskip("numba_cuda")
+    if numba.config.ENABLE_CUDASIM:
+        pytest.skip("the simulated GPU has no dispatcher")
+    return pytest.importorskip("numba.cuda.dispatcher")
+
+
+def test_numba_cuda_has_the_cache_that_kernel_cache_py_replaces(cuda_dispatcher):
+    for name in ("CUDACache", "CUDACacheImpl"):
+        require(hasattr(cuda_dispatcher, name), f"numba.cuda.dispatcher.{name} is gone: GPU kernels are not cached")
+    cache = cuda_dispatcher.CUDACache(test_numba_cuda_has_the_cache_that_kernel_cache_py_replaces)
+    for name in ("_cache_path", "_dump", "_source_stamp"):
+        require(hasattr(cache._cache_file, name), f"its index has no {name}: Files of build/cache.py needs it")
+
+
+def test_numba_cuda_launches_as_toolkit_py_does(cuda_dispatcher):
+    config = cuda_dispatcher.LaunchConfig(grid=(1, 1, 1), block=(1, 1, 1), shmem_size=0, is_cooperative=False)
+    require(config.block == (1, 1, 1), "cuda.core's LaunchConfig takes other arguments: Launch of toolkit.py")
+    require(callable(cuda_dispatcher.launch), "numba.cuda.dispatcher.launch is gone: Launch of toolkit.py")
+    source = inspect.getsource(cuda_dispatcher)
+    for name in ("self.cooperative", "self._codelibrary", "_specialized"):
+        require(name in source, f"compiled GPU kernels have no {name} any more: toolkit.py sets or reads it")
+    from numba.cuda import codegen
+    from numba.cuda.cudadrv import driver
+
+    require(
+        hasattr(codegen.CUDACodeLibrary, "get_cufunc"),
+        "CUDACodeLibrary.get_cufunc is gone: toolkit.py has the driver's function from it",
+    )
+    require(
+        hasattr(driver.CudaPythonFunction, "set_shared_memory_carveout"),
+        "CudaPythonFunction.set_shared_memory_carveout is gone: allow_shared of toolkit.py",
+    )
+    require(hasattr(driver, "binding") and hasattr(driver, "driver"), "numba.cuda.cudadrv.driver has another shape")
+
+
+# ---------------------------------------------------------------- hosts of adapters
+
+
+def test_mygrad_makes_a_tensor_of_an_operation():
+    mygrad = pytest.importorskip("mygrad")
+    require(
+        {"op_kwargs", "constant"} <= set(parameters(mygrad.Tensor._op)),
+        "mygrad.Tensor._op has other parameters: adapters/mygrad.py calls its operation with it",
+    )
+
+
+def test_sklearn_checks_sample_weights():
+    validation = pytest.importorskip("sklearn.utils.validation")
+    require(
+        {"sample_weight", "X", "dtype", "ensure_non_negative"} <= set(parameters(validation._check_sample_weight)),
+        "sklearn's _check_sample_weight has other parameters: adapters/sklearn.py",
+    )
+
+
+@pytest.mark.frameworks
+def test_torch_says_who_follows_its_operations():
+    torch = pytest.importorskip("torch")
+    from torch.autograd import forward_ad
+
+    for name in ("_are_functorch_transforms_active", "_len_torch_dispatch_stack", "_get_tracing_state"):
+        require(callable(getattr(torch._C, name, None)), f"torch._C.{name} is gone: _is_traced of adapters/torch.py")
+    require(isinstance(forward_ad._current_level, int), "torch.autograd.forward_ad._current_level is no number")
+    tensor = torch.ones(1)
+    torch.autograd.graph.increment_version((tensor,))
+    require(tensor._version == 1, "increment_version does not count a tensor that fastbn writes to")
+
+
+FRAME = ["struct_size", "extension_start", "api", "ctx", "stage", "args", "rets", "attrs"]
+
+
+@pytest.mark.frameworks
+def test_xla_hands_over_the_frame_that_xla_frame_py_reads():
+    jax = pytest.importorskip("jax")
+    from fastbn.adapters.jax import xla
+
+    major, minor = xla.version()
+    require(
+        major == 0, f"XLA's FFI is version {major}.{minor}: xla_frame.py reads the frame of 0.x, and Python is called"
+    )
+    header = (Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h").read_text()
+    body = re.search(r"struct XLA_FFI_CallFrame \{(.*?)\n\};", header, re.DOTALL).group(1)
+    body = re.sub(r"//.*", "", body)
+    fields = re.findall(r"(\w+);", body)
+    require(
+        fields[: len(FRAME)] == FRAME, f"XLA_FFI_CallFrame has the fields {fields}: the words in xla_frame.py moved"
+    )
+
+
+# ---------------------------------------------------------------- without them
+
+TAKE_AWAY = {
+    "Numba's cache": (
+        "import numba.core.caching as c; del c.CompileResultCacheImpl",
+        "the kernel cache does not work",
+    ),
+    "a part of it": (
+        "import numba.core.caching as c; del c.IndexDataCacheFile._dump",
+        "the kernel cache does not work",
+    ),
+    "llvmlite's lock": (
+        "import numba, llvmlite.binding as b; handle = b.ffi.lib\n"
+        "class Other:\n    def __getattr__(self, name):\n"
+        "        if name == '_lock': raise AttributeError(name)\n        return getattr(handle, name)\n"
+        "b.ffi.lib = Other()",
+        "llvmlite's lock has moved",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TAKE_AWAY)
+def test_without_it_kernels_run_and_the_log_says_so_once(what, tmp_path):
+    """Parallel regions are taken away in `test_spread.py`."""
+    taken, sentence = TAKE_AWAY[what]
+    env = {"PYTHONPATH": f"{ROOT / 'kernels'}", "NUMBA_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    fork = "\nif hasattr(os, 'fork'):\n    pid = os.fork()\n    if pid == 0: os._exit(0)\n    os.waitpid(pid, 0)"
+    script = (
+        FOLD.replace("import numpy", taken + "\nimport numpy") + "fold()\nfold_parameters._compiled.clear()\nfold()"
+    )
+    out = run(script + fork, env=env)
+    if sentence is not None:
+        assert out.count(sentence) == 1
+    assert out.count("WARNING") == 1
