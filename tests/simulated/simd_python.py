@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fastbn_kernels.build.decorators import Array
@@ -66,7 +68,7 @@ def store(array: Array, index: int, count: int | None, vector: Array) -> None:
 def stream(array: Array, index: int, vector: Array) -> None:
     """Write array.flat[index : index + LANES], which `offset_from_line` calls aligned."""
     assert offset_from_line(array, index) == 0
-    store(array, index, vector)
+    store(array, index, None, vector)
 
 
 def offset_from_line(array: Array, index: int) -> int:
@@ -82,7 +84,7 @@ def fence() -> None:
     """Do nothing."""
 
 
-def splat(array: Array, number: float | tuple[float, ...]) -> Array | tuple[Array, ...]:
+def splat(array: Array, number: float | tuple[float, ...]) -> Any:
     """Return a vector of one number, to compute with values of an array; of a tuple of numbers, a tuple of vectors."""
     if isinstance(number, tuple):
         return tuple(splat(array, each) for each in number)
