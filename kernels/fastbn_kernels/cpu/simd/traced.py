@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from numba import config, types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -73,7 +74,11 @@ class Run:
         """Return an operation of `ops` as the function calls it."""
 
         def call(*items: Any) -> Value:
-            signature, codegen = operation._defn(None, *map(self.type_of, items))
+            given = [self.type_of(item) for item in items]
+            signature, codegen = operation._defn(None, *given)
+            for kind, expected in zip(given, signature.args, strict=True):
+                if kind != expected and not isinstance(kind, types.Integer):
+                    raise TypingError(f"fastbn: expected {expected}, got {kind}")
             if self.builder is None:
                 return Value(signature.return_type, None)
             values = [self.value_of(item) for item in items]
