@@ -102,8 +102,8 @@ def backward(dy: Array, x: Array, saved: Array, frozen: bool, dx: Array) -> Arra
     return found
 
 
-# The compiled kernels that do a whole call, by operation, axes and dtype, as plans named them: all small (N, C), and all
-# small (N, C, S), have the same ones. To make a plan and find its kernel anew costs 0.4 of 6 us (32 x 64).
+# The compiled kernels that do a whole call, by operation, axes and dtype, as plans named them: all small (N, C), and
+# all small (N, C, S), have the same ones. To make a plan and find its kernel anew costs 0.4 of 6 us (32 x 64).
 _whole_calls: dict[tuple[str, int, str], Any] = {}
 
 
