@@ -86,7 +86,8 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
     Notes
     -----
     A kernel with a parallel loop is compiled once, whatever the number of threads. With a Numba whose loops fastbn
-    cannot direct (the log says so), it is compiled for one thread or for several, as there are now; with `rare`, for both.
+    cannot direct (the log says so), it is compiled for one thread or for several, as there are now; with `rare`, for
+    both.
     """
     started = time.perf_counter()
     tasks = list(_tasks(check(dtypes), rare))

@@ -71,7 +71,8 @@ class Plan:
     family : {"channels_first", "channels_last", "short_segments", "overlapped", "tiles"}
         How the tensor is cut. Whole channels, each summed and normalised from the cache of one thread; rows of
         all channels, S is 1; groups of channels with short segments; whole channels, one written while the next is
-        summed; tiles of channels, where there are fewer channels than keep the threads busy, and x is read from memory twice.
+        summed; tiles of channels, where there are fewer channels than keep the threads busy: x is read from memory
+        twice.
     moments, forward, normalize, sums, gradient, backward, jvp, double_backward : str
         The names of the kernels, which `fastbn_kernels.cpu.kernel` knows.
     call_forward, call_backward : str or None
