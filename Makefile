@@ -68,7 +68,7 @@ test: $(VENV)/.test
 
 # Every family in every dtype, with nothing to compile; an index out of range is an error.
 interpreted: $(VENV)/.test
-	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/api -m bounds
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/api tests/numerics -m bounds
 
 # The GPU kernels on a simulated GPU, against the oracle.
 SIMULATED = NUMBA_ENABLE_CUDASIM=1 $(BIN)/pytest tests/gpu/test_kernels.py tests/gpu/test_calls.py \
@@ -109,7 +109,7 @@ coverage: $(VENV)/.all
 	$(BIN)/coverage erase
 	$(COVERAGE) -n 2 --dist loadfile $(QUICK)
 	NUMBA_ENABLE_CUDASIM=1 $(COVERAGE) $(QUICK) tests/gpu/test_kernels.py tests/gpu/test_calls.py
-	NUMBA_DISABLE_JIT=1 $(COVERAGE) -m bounds tests/api
+	NUMBA_DISABLE_JIT=1 $(COVERAGE) -m bounds tests/api tests/numerics
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
