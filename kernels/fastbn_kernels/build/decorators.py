@@ -19,7 +19,7 @@ import numpy as np
 from fastbn_kernels.build import interrupts
 
 with interrupts.held_back():  # all that there is of Numba
-    from numba import config, njit, prange, types
+    from numba import config, njit, prange, typeof, types
     from numba.core.compiler_lock import global_compiler_lock
 
     from fastbn_kernels.build import cache, regions, spread, threads
@@ -91,7 +91,6 @@ ARGUMENTS: dict[str, Callable[[NumbaType], NumbaType]] = {
     "WriteP": lambda data: types.Array(_parameter(data), 1, "C"),
     "Saved": lambda _: types.Array(types.float64, 2, "C"),
     "Sums": lambda _: types.Array(types.float64, 2, "C"),
-    "Tail": lambda _: types.none,
     "float": lambda _: types.float64,
     "int": lambda _: types.intp,
     "bool": lambda _: types.boolean,
@@ -122,31 +121,32 @@ class Kernel:
         self.__doc__ = source.__doc__
         self.source = source
         self.has_loops = "prange" in source.__code__.co_names
-        self._signature = [ARGUMENTS[kind] for name, kind in source.__annotations__.items() if name != "return"]
-        self._compiled: dict[tuple[str, bool], Callable[..., Any]] = {}
+        self.kinds = [kind for name, kind in source.__annotations__.items() if name != "return"]
+        self._compiled: dict[tuple[str, bool, Any], Callable[..., Any]] = {}
 
     def is_ready(self, dtype: np.dtype[Any], parallel: bool = True) -> bool:
         """Return whether this process has compiled or loaded the function for data of `dtype`."""
-        return (dtype.char, parallel) in self._compiled
+        return (dtype.char, parallel, None) in self._compiled
 
-    def get(self, dtype: np.dtype[Any], parallel: bool = True) -> Callable[..., Any]:
+    def get(self, dtype: np.dtype[Any], parallel: bool = True, tail: Any = None) -> Callable[..., Any]:
         """Return the function compiled for data of `dtype`, compiling it or loading it from the cache if need be.
 
-        It is the same for either value of `parallel`, unless `spread` does not work with this Numba.
+        It is the same for either value of `parallel`, unless `spread` does not work with this Numba. `tail` is what is
+        done after the normalization (`cpu/element.py`), which the last argument of a launch is then.
         """
-        key = dtype.char, parallel
+        key = dtype.char, parallel, tail
         try:
             return self._compiled[key]
         except KeyError:
             with global_compiler_lock:  # Numba's own: two locks could wait for each other, and a fork holds this one
                 if key not in self._compiled:  # another thread may have been first
                     with interrupts.held_back():
-                        self._add(dtype, parallel)
+                        self._add(dtype, parallel, tail)
                 return self._compiled[key]
 
     def launch(self, dtype: np.dtype[Any], parallel: bool, *arguments: Any) -> None:
         """Call the function for data of `dtype`; unless `parallel`, the calling thread does everything."""
-        function = self.get(dtype, parallel)
+        function = self.get(dtype, parallel, arguments[-1] if self.kinds[-1] == "Tail" else None)
         if parallel or not self.has_loops:
             function(*arguments)
             return
@@ -156,25 +156,27 @@ class Kernel:
         finally:  # Ctrl-C may come as soon as `alone` is done
             spread.not_alone()
 
-    def _add(self, dtype: np.dtype[Any], parallel: bool) -> None:
-        key = dtype.char, parallel
+    def _add(self, dtype: np.dtype[Any], parallel: bool, tail: Any) -> None:
+        key = dtype.char, parallel, tail
         if config.DISABLE_JIT:
             self._compiled[key] = self.source
         elif not self.has_loops or config.BOUNDSCHECK or spread.works():
-            compiled = self._compile(dtype, "parallel" if self.has_loops and not config.BOUNDSCHECK else "serial")
-            self._compiled[dtype.char, True] = self._compiled[dtype.char, False] = compiled
+            how = "parallel" if self.has_loops and not config.BOUNDSCHECK else "serial"
+            compiled = self._compile(dtype, how, tail)
+            self._compiled[dtype.char, True, tail] = self._compiled[dtype.char, False, tail] = compiled
         else:
             # Numba's own loops run on its layer, which may have broken, or take one thread at a time.
             stands = parallel and not threads.is_single() and threads.layer() != "workqueue"
-            self._compiled[key] = self._compile(dtype, "parallel by Numba" if stands else "serial")
+            self._compiled[key] = self._compile(dtype, "parallel by Numba" if stands else "serial", tail)
 
-    def _compile(self, dtype: np.dtype[Any], how: str) -> Callable[..., Any]:
+    def _compile(self, dtype: np.dtype[Any], how: str, tail: Any) -> Callable[..., Any]:
         started = time.perf_counter()
         dispatcher = njit(parallel=how != "serial", nogil=True, error_model="numpy")(self._named(how))
         cache.enable(dispatcher)
         data = DTYPES[dtype.char]
         with regions.ours(regions.OURS if how == "parallel" else regions.NUMBAS):
-            dispatcher.compile(tuple(argument(data) for argument in self._signature))
+            given = [typeof(tail) if kind == "Tail" else ARGUMENTS[kind](data) for kind in self.kinds]
+            dispatcher.compile(tuple(given))
         dispatcher.disable_compile()  # an argument of any other type is a mistake of ours, not a new specialisation
         hit = bool(dispatcher.stats.cache_hits)
         log.info(

@@ -30,48 +30,61 @@ from fastbn_kernels.build.decorators import (
 from fastbn_kernels.cpu.sweeps import block_sums, tile_sums, wide, write_block, write_tile
 from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, merge_bounds, merge_tasks, tile_count
 from fastbn_kernels.formulas import gradient_coefficients, sum_with_xhat
-from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, WEIGHT
+from fastbn_kernels.saved import BIAS, INVSTD, MEAN, MEAN_LO, WEIGHT
 
 # ---------------------------------------------------------------- channels first
 
 
 @scalar
 def write_tile_gradient(
-    dy: Array, x: Array, c: int, tile: int, params: tuple[float, float, float, float], frozen: bool, dx: Array,
+    dy: Array, x: Array, c: int, tile: int, params: tuple[float, float, float, float, float], frozen: bool, dx: Array,
     past_cache: bool, tail: Any,
 ) -> None:  # fmt: skip
-    """Write dx of one tile of channel c; params are mean, a, b and c."""
-    if frozen:
-        write_tile(dy, None, c, tile, (params[1],), dx, past_cache, tail)
-    else:
+    """Write dx of one tile of channel c; params as `gradient_params`."""
+    if not frozen:
         write_tile(dy, x, c, tile, params, dx, past_cache, tail)
+    elif tail is None:
+        write_tile(dy, None, c, tile, (params[1],), dx, past_cache, None)
+    else:
+        write_tile(dy, x, c, tile, params, dx, past_cache, (tail,))
 
 
 @scalar
-def channel_sums(dy: Array, x: Array, c: int, mean: float, tail: Any) -> tuple[float, float]:
-    """Return the sums of dy and dy * (x - mean) over channel c, tile after tile."""
+def channel_sums(
+    dy: Array, x: Array, c: int, params: tuple[float, float, float], tail: Any
+) -> tuple[float, float]:
+    """Return the sums of dy and dy * (x - mean) over channel c, tile after tile; params as `normalized_with`."""
     total = 0.0
     product = 0.0
     for tile in range(tile_count(x.shape[0], x.shape[2])):
-        t, p = tile_sums(dy, x, c, tile, (mean,), tail)
+        t, p = tile_sums(dy, x, c, tile, params, tail)
         total += t
         product += p
     return total, product
 
 
 @scalar
+def normalized_with(saved: Array, c: int) -> tuple[float, float, float]:
+    """Return mean, scale and shift of channel c, with which y was computed, to the bit."""
+    scale = saved[WEIGHT, c] * saved[INVSTD, c]
+    return saved[MEAN, c], scale, saved[BIAS, c] - saved[MEAN_LO, c] * scale
+
+
+@scalar
 def channel_gradient(
-    dy: Array, x: Array, c: int, mean: float, low: float, invstd: float, weight: float, frozen: bool, dx: Array,
-    past_cache: bool, tail: Any,
-) -> tuple[float, float]:  # fmt: skip
-    """Write dx of channel c; return its sums of dy and dy * xhat."""
+    dy: Array, x: Array, c: int, saved: Array, k: int, frozen: bool, dx: Array, past_cache: bool, tail: Any
+) -> tuple[float, float]:
+    """Write dx of channel c, of which column k of `saved` is; return its sums of dy and dy * xhat."""
     N, _, S = x.shape
     tiles = tile_count(N, S)
-    total, product = channel_sums(dy, x, c, mean, tail)
+    mean, scale, shift = normalized_with(saved, k)
+    total, product = channel_sums(dy, x, c, (mean, scale, shift), tail)
+    low, invstd = saved[MEAN_LO, k], saved[INVSTD, k]
     product = sum_with_xhat(total, product, low, invstd)
-    a, b, k = gradient_coefficients(np.float64(N * S), low, invstd, weight, total, product)
+    scale, slope, offset = gradient_coefficients(np.float64(N * S), low, invstd, saved[WEIGHT, k], total, product)
+    params = mean, scale, shift, slope, offset
     for tile in range(tiles):
-        write_tile_gradient(dy, x, c, tiles - 1 - tile, (mean, a, b, k), frozen, dx, past_cache, tail)
+        write_tile_gradient(dy, x, c, tiles - 1 - tile, params, frozen, dx, past_cache, tail)
     return total, product
 
 
@@ -89,12 +102,13 @@ def merge_tile_sums(x: Array, c: int, saved: Array, slots: Array, sums: Array) -
 
 
 @scalar
-def gradient_params(count: float, saved: Array, c: int, sums: Array) -> tuple[float, float, float, float]:
-    """Return mean, a, b and c of channel c from its sums; see `gradient_coefficients`."""
-    a, b, k = gradient_coefficients(
+def gradient_params(count: float, saved: Array, c: int, sums: Array) -> tuple[float, float, float, float, float]:
+    """Return mean, scale, shift, slope and offset of channel c from its sums; see `gradient_coefficients`."""
+    mean, scale, shift = normalized_with(saved, c)
+    scale, slope, offset = gradient_coefficients(
         count, saved[MEAN_LO, c], saved[INVSTD, c], saved[WEIGHT, c], sums[0, c], sums[1, c]
     )
-    return saved[MEAN, c], a, b, k
+    return mean, scale, shift, slope, offset
 
 
 @kernel
@@ -105,7 +119,7 @@ def sums_channels_first(dy: ReadNCS, x: ReadNCS, saved: Saved, sums: Sums, tail:
     slots = np.empty((C * tiles, 2))
     for task in prange(C * tiles):
         c = task // tiles
-        slots[task, 0], slots[task, 1] = tile_sums(dy, x, c, task % tiles, (saved[MEAN, c],), tail)
+        slots[task, 0], slots[task, 1] = tile_sums(dy, x, c, task % tiles, normalized_with(saved, c), tail)
     for c in range(C):
         merge_tile_sums(x, c, saved, slots, sums)
 
@@ -132,8 +146,7 @@ def backward_channels_first(
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, and the sums, whole channels spread over the threads: each is read once."""
     for c in prange(x.shape[1]):
-        mean, low, invstd, weight = saved[MEAN, c], saved[MEAN_LO, c], saved[INVSTD, c], saved[WEIGHT, c]
-        sums[0, c], sums[1, c] = channel_gradient(dy, x, c, mean, low, invstd, weight, frozen, dx, past_cache, tail)
+        sums[0, c], sums[1, c] = channel_gradient(dy, x, c, saved, c, frozen, dx, past_cache, tail)
 
 
 @kernel
@@ -147,7 +160,7 @@ def backward_tiles(
     slots = np.empty((C * tiles, 2))
     for task in prange(C * tiles):
         c = task // tiles
-        slots[task, 0], slots[task, 1] = tile_sums(dy, x, c, task % tiles, (saved[MEAN, c],), tail)
+        slots[task, 0], slots[task, 1] = tile_sums(dy, x, c, task % tiles, normalized_with(saved, c), tail)
     for c in range(C):
         merge_tile_sums(x, c, saved, slots, sums)
     for i in prange(C * tiles):
@@ -181,10 +194,21 @@ def merge_block_sums(task: int, slots: Array, saved: Array, sums: Array) -> None
 
 @scalar
 def wide_gradient_params(x: Array, count: float, saved: Array, sums: Array) -> Array:
-    """Return mean, a, b and c as those of a wide row."""
-    params = np.empty((4, saved.shape[1]))
+    """Return what `gradient_params` of every channel returns as params of a wide row."""
+    params = np.empty((5, saved.shape[1]))
     for c in range(saved.shape[1]):
-        params[0, c], params[1, c], params[2, c], params[3, c] = gradient_params(count, saved, c, sums)
+        params[0, c], params[1, c], params[2, c], params[3, c], params[4, c] = gradient_params(count, saved, c, sums)
+    return wide(x, params)
+
+
+@scalar
+def wide_sums_params(x: Array, saved: Array, tail: Any) -> Array:
+    """Return what sums of dy take of the channels, as params of a wide row: the mean alone, unless there is a tail."""
+    if tail is None:
+        return wide(x, saved[MEAN : MEAN + 1])
+    params = np.empty((3, saved.shape[1]))
+    for c in range(saved.shape[1]):
+        params[0, c], params[1, c], params[2, c] = normalized_with(saved, c)
     return wide(x, params)
 
 
@@ -193,10 +217,12 @@ def write_block_gradient(
     dy: Array, x: Array, task: int, params: Array, frozen: bool, dx: Array, past_cache: bool, tail: Any
 ) -> None:
     """Write dx of one block by a group of columns."""
-    if frozen:
-        write_block(dy, None, task, params, dx, past_cache, tail)
-    else:
+    if not frozen:
         write_block(dy, x, task, params, dx, past_cache, tail)
+    elif tail is None:
+        write_block(dy, None, task, params, dx, past_cache, None)
+    else:
+        write_block(dy, x, task, params, dx, past_cache, (tail,))
 
 
 @kernel
@@ -204,10 +230,10 @@ def sums_channels_last(dy: ReadRC, x: ReadRC, saved: Saved, sums: Sums, tail: Ta
     """Fill the sums of dy and dy * xhat, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
-    mean = wide(x, saved[MEAN : MEAN + 1])
-    slots = np.empty((blocks, 2, mean.shape[1]))
+    params = wide_sums_params(x, saved, tail)
+    slots = np.empty((blocks, 2, params.shape[1]))
     for task in prange(tasks):
-        block_sums(dy, x, task, mean, slots[block_bounds(task, R, C)[0]], tail)
+        block_sums(dy, x, task, params, slots[block_bounds(task, R, C)[0]], tail)
     for task in prange(merge_tasks(C)):
         merge_block_sums(task, slots, saved, sums)
 
@@ -233,12 +259,12 @@ def backward_channels_last(
     """Write dx, which may be dy or x, and the sums, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
-    mean = wide(x, saved[MEAN : MEAN + 1])
-    slots = np.empty((blocks, 2, mean.shape[1]))
+    params = wide_sums_params(x, saved, tail)
+    slots = np.empty((blocks, 2, params.shape[1]))
     for task in prange(tasks):
-        block_sums(dy, x, task, mean, slots[block_bounds(task, R, C)[0]], tail)
+        block_sums(dy, x, task, params, slots[block_bounds(task, R, C)[0]], tail)
     for task in prange(merge_tasks(C)):
         merge_block_sums(task, slots, saved, sums)
-    params = wide_gradient_params(x, np.float64(R), saved, sums)
+    written = wide_gradient_params(x, np.float64(R), saved, sums)
     for task in prange(tasks):
-        write_block_gradient(dy, x, tasks - 1 - task, params, frozen, dx, past_cache, tail)
+        write_block_gradient(dy, x, tasks - 1 - task, written, frozen, dx, past_cache, tail)

@@ -5,15 +5,17 @@ Of every element the loops ask for one of two things, whatever they walk:
     first_sums, more_sums   what is summed, u and u * v: u = v = x - shift for the moments (dy is None), and u = dy,
                             v = x - mean for the backward pass
     result                  what is written: y = (x - mean) * scale + shift (dy is None), or
-                            dx = a * dy + (b * (x - mean) + c), or, through frozen statistics, a * dy (x is None)
+                            dx = scale * dy + (slope * (x - mean) + offset), or, through frozen statistics, scale * dy
+                            (x is None: it is not read)
 
 and the second derivatives of `double_backward`. Parameters are vectors: a number in all lanes, or the numbers of
-neighbouring columns, which `column_shift` and `column_params` read.
+neighbouring columns, which `column_shift` and `column_params` read; mean, scale and shift come first in both directions.
 
 `tail` is what is done after the normalization. It comes with the kernel's last argument and is handed down as it is, by
-its type: None is nothing. What else it may be is decided here: `finish` gets what was normalised and returns y;
-`incoming` returns the gradient by what was normalised. i is the place of the element in y too, and n None or how many
-lanes count, so a tail may load from an array beside y.
+its type: None is nothing, and what else it may be is decided here, when a kernel is compiled. `finish` gets what was
+normalised and returns y; `incoming` returns the gradient by what was normalised, which it computes again. With a tail,
+frozen statistics do not spare the reading of x: it comes in a tuple of one then, `(tail,)`. i is the place of the
+element in y too, and n None or how many lanes count, so a tail may load from an array beside y.
 """
 
 from __future__ import annotations
@@ -40,10 +42,7 @@ def finish(normalized: Vector, i: int, n: Count, tail: Any) -> Vector:
 
 @traced
 def incoming(dy: Array, d: Vector, i: int, n: Count, params: Params, tail: Any) -> Vector:
-    """Return the gradient by what was normalised, from that by y; d is x - mean.
-
-    The last two parameters are scale and shift of the forward pass, if there is a tail.
-    """
+    """Return the gradient by what was normalised, from that by y; d is x - mean."""
     return load(dy, i, n)
 
 
@@ -87,19 +86,21 @@ def result(dy: Array | None, x: Array | None, i: int, n: Count, params: Params, 
     d = centred(x, i, n, params[0])
     if dy is None:
         return finish(fma(d, params[1], params[2]), i, n, tail)
-    return fma(incoming(dy, d, i, n, params, tail), params[1], fma(d, params[2], params[3]))
+    if isinstance(tail, tuple):
+        return mul(incoming(dy, d, i, n, params, tail[0]), params[1])
+    return fma(incoming(dy, d, i, n, params, tail), params[1], fma(d, params[3], params[4]))
 
 
 @traced
 def column_shift(params: Array, at: int, n: Count, tail: Any) -> Params:
-    """Return what `first_sums` and `more_sums` take of columns."""
-    return (param(params, 0, at, n),)
+    """Return what `first_sums` and `more_sums` take of columns: the shift and, if there is a tail, scale and shift."""
+    return tuple(param(params, row, at, n) for row in ((0,) if tail is None else (0, 1, 2)))
 
 
 @traced
 def column_params(dy: Array | None, x: Array | None, params: Array, at: int, n: Count, tail: Any) -> Params:
-    """Return what `result` takes of columns, from rows (mean, scale, shift) or (mean, a, b, c)."""
-    rows = (1,) if x is None else (0, 1, 2) if dy is None else (0, 1, 2, 3)
+    """Return what `result` takes of columns, from rows mean, scale, shift and, backward, slope and offset."""
+    rows = (1,) if x is None else (0, 1, 2) if dy is None else (0, 1, 2, 3, 4)
     return tuple(param(params, row, at, n) for row in rows)
 
 

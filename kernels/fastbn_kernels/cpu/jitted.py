@@ -151,10 +151,10 @@ def batch_norm_backward_channel(
     For a loop of the caller's own over channels, `prange` or not. Nothing but types is checked.
     """
     compile_time_check((x, dy), (dx,), (weight, mean, invstd, dweight, dbias))
-    value, low = mean_of(mean, c)
-    dbias[c], dweight[c] = backward.channel_gradient(
-        dy, x, c, value, low, np.float64(invstd[c]), np.float64(weight[c]), False, dx, False, None
-    )
+    saved = np.empty((ROWS, 1))
+    saved[MEAN, 0], saved[MEAN_LO, 0] = mean_of(mean, c)
+    saved[INVSTD, 0], saved[WEIGHT, 0], saved[BIAS, 0] = invstd[c], weight[c], 0.0
+    dbias[c], dweight[c] = backward.channel_gradient(dy, x, c, saved, 0, False, dx, False, None)
 
 
 # ---------------------------------------------------------------- whole arrays
@@ -209,7 +209,7 @@ def batch_norm_backward(
         saved, sums = np.empty((ROWS, C)), np.empty((2, C))
         for c in range(C):
             saved[MEAN, c], saved[MEAN_LO, c] = mean_of(mean, c)
-            saved[INVSTD, c], saved[WEIGHT, c] = invstd[c], weight[c]
+            saved[INVSTD, c], saved[WEIGHT, c], saved[BIAS, c] = invstd[c], weight[c], 0.0
         backward_rows(dy, x, saved, False, False, 0, dx, sums, None)
         for c in range(C):
             dbias[c], dweight[c] = sums[0, c], sums[1, c]

@@ -24,7 +24,13 @@ from fastbn_kernels.build.decorators import (
     prange,
     scalar,
 )
-from fastbn_kernels.cpu.backward import channel_sums, merge_block_sums, merge_tile_sums
+from fastbn_kernels.cpu.backward import (
+    channel_sums,
+    merge_block_sums,
+    merge_tile_sums,
+    normalized_with,
+    wide_sums_params,
+)
 from fastbn_kernels.cpu.sweeps import block_sums, tile_sums, wide, write_block, write_tile
 from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, merge_tasks, tile_count
 from fastbn_kernels.formulas import sum_with_xhat
@@ -34,12 +40,12 @@ from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, WEIGHT
 @scalar
 def tangent_params(
     count: float, saved: Array, k: int, tweight: float, tbias: float, sum_tx: float, sum_tx_xhat: float
-) -> tuple[float, float, float, float]:
-    """Return (mean, a, b, c) of channel k so that ty = a * tx + b * (x - mean) + c."""
+) -> tuple[float, float, float, float, float]:
+    """Return (mean, a, 0, b, c) of channel k so that ty = a * tx + b * (x - mean) + c; see `gradient_params`."""
     invstd = saved[INVSTD, k]
     a = saved[WEIGHT, k] * invstd
     b = invstd * (tweight - a * (sum_tx_xhat / count))
-    return saved[MEAN, k], a, b, tbias - a * (sum_tx / count) - b * saved[MEAN_LO, k]
+    return saved[MEAN, k], a, 0.0, b, tbias - a * (sum_tx / count) - b * saved[MEAN_LO, k]
 
 
 @kernel
@@ -52,7 +58,7 @@ def jvp_channels_first(
     for k in prange(C):
         total, product = 0.0, 0.0
         if not frozen:
-            total, product = channel_sums(tx, x, k, saved[MEAN, k], None)
+            total, product = channel_sums(tx, x, k, normalized_with(saved, k), None)
             product = sum_with_xhat(total, product, saved[MEAN_LO, k], saved[INVSTD, k])
         params = tangent_params(np.float64(N * S), saved, k, tweight[k], tbias[k], total, product)
         for tile in range(tiles):
@@ -71,7 +77,7 @@ def jvp_tiles(
         slots = np.empty((C * tiles, 2))
         for task in prange(C * tiles):
             k = task // tiles
-            slots[task, 0], slots[task, 1] = tile_sums(tx, x, k, task % tiles, (saved[MEAN, k],), None)
+            slots[task, 0], slots[task, 1] = tile_sums(tx, x, k, task % tiles, normalized_with(saved, k), None)
         for k in range(C):
             merge_tile_sums(x, k, saved, slots, sums)
     for i in prange(C * tiles):
@@ -90,15 +96,15 @@ def jvp_channels_last(
     blocks, tasks = block_tasks(R, C)
     sums = np.zeros((2, C))
     if not frozen:
-        mean = wide(x, saved[MEAN : MEAN + 1])
+        mean = wide_sums_params(x, saved, None)
         slots = np.empty((blocks, 2, mean.shape[1]))
         for task in prange(tasks):
             block_sums(tx, x, task, mean, slots[block_bounds(task, R, C)[0]], None)
         for task in prange(merge_tasks(C)):
             merge_block_sums(task, slots, saved, sums)
-    params = np.empty((4, C))
+    params = np.empty((5, C))
     for k in range(C):
-        params[0, k], params[1, k], params[2, k], params[3, k] = tangent_params(
+        params[0, k], params[1, k], params[2, k], params[3, k], params[4, k] = tangent_params(
             np.float64(R), saved, k, tweight[k], tbias[k], sums[0, k], sums[1, k]
         )
     wide_params = wide(x, params)

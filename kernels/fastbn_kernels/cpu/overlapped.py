@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastbn_kernels.build.decorators import Array, ReadNCS, Saved, Sums, Tail, WriteNCS, kernel, prange, scalar
-from fastbn_kernels.cpu.backward import channel_gradient, channel_sums, gradient_params
+from fastbn_kernels.cpu.backward import channel_gradient, channel_sums, gradient_params, normalized_with
 from fastbn_kernels.cpu.element import first_sums, more_sums, result
 from fastbn_kernels.cpu.loops.segments import AHEAD, to_line
 from fastbn_kernels.cpu.moments import as_pair, channel_moments, channel_origin, tile_group, tile_shift
@@ -23,7 +23,7 @@ from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.sweeps import write_tile
 from fastbn_kernels.cpu.tiles import group_bounds, tile_bounds, tile_count
 from fastbn_kernels.formulas import merge, sum_with_xhat
-from fastbn_kernels.saved import INVSTD, M2, MEAN, MEAN_LO, WEIGHT
+from fastbn_kernels.saved import INVSTD, M2, MEAN, MEAN_LO
 
 
 @scalar
@@ -122,8 +122,9 @@ def forward_overlapped(
 
 @scalar
 def gradient_and_sums(
-    dy: Array, x: Array, c: int, params: tuple[float, float, float, float], dx: Array, next_mean: float, tail: Any
-) -> tuple[float, float]:
+    dy: Array, x: Array, c: int, params: tuple[float, float, float, float, float], dx: Array,
+    next_params: tuple[float, float, float], tail: Any,
+) -> tuple[float, float]:  # fmt: skip
     """Write dx of channel c; return the sums of dy and dy * (x - mean) of the next one."""
     N, C, S = x.shape
     sums = 0.0
@@ -131,7 +132,7 @@ def gradient_and_sums(
     for tile in range(tile_count(N, S)):
         n0, n1, s0, s1 = tile_bounds(tile, N, S)
         start = (n0 * C + c) * S + s0
-        t, p = write_and_sum_segments(dy, x, start, C * S, n1 - n0, s1 - s0, params, dx, S, (next_mean,), tail)
+        t, p = write_and_sum_segments(dy, x, start, C * S, n1 - n0, s1 - s0, params, dx, S, next_params, tail)
         sums += t
         products += p
     return sums, products
@@ -153,18 +154,15 @@ def backward_overlapped(
         c0, c1 = group_bounds(task, groups, C)
         if frozen:
             for c in range(c0, c1):
-                sums[0, c], sums[1, c] = channel_gradient(
-                    dy, x, c, saved[MEAN, c], saved[MEAN_LO, c], saved[INVSTD, c], saved[WEIGHT, c], True, dx, True,
-                    tail,
-                )  # fmt: skip
+                sums[0, c], sums[1, c] = channel_gradient(dy, x, c, saved, c, True, dx, True, tail)
             continue
-        total, product = channel_sums(dy, x, c0, saved[MEAN, c0], tail)
+        total, product = channel_sums(dy, x, c0, normalized_with(saved, c0), tail)
         for c in range(c0, c1):
             sums[0, c] = total
             sums[1, c] = sum_with_xhat(total, product, saved[MEAN_LO, c], saved[INVSTD, c])
             params = gradient_params(np.float64(N * S), saved, c, sums)
             if c + 1 < c1:
-                total, product = gradient_and_sums(dy, x, c, params, dx, saved[MEAN, c + 1], tail)
+                total, product = gradient_and_sums(dy, x, c, params, dx, normalized_with(saved, c + 1), tail)
             else:
                 for tile in range(tiles):
                     write_tile(dy, x, c, tile, params, dx, True, tail)

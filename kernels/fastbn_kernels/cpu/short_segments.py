@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastbn_kernels.build.decorators import Array, ReadNCS, Saved, Sums, Tail, WriteNCS, kernel, prange, scalar
-from fastbn_kernels.cpu.backward import gradient_params
+from fastbn_kernels.cpu.backward import gradient_params, normalized_with
 from fastbn_kernels.cpu.loops.row_streams import sum_rows, write_rows
 from fastbn_kernels.cpu.loops.segments import column_total, segments_sums, to_line
 from fastbn_kernels.cpu.moments import as_pair, channel_origin, sum_again
@@ -139,9 +139,13 @@ def backward_short_segments(
     for task in prange(groups):
         c0, c1 = group_bounds(task, groups, C)
         width = (c1 - c0) * S
-        params = empty_params(x, 4, width + LANES)
+        params = empty_params(x, 5, width + LANES)
         for c in range(c1 - c0):
-            spread(params, 0, c, S, saved[MEAN, c0 + c])
+            mean, scale, shift = normalized_with(saved, c0 + c)
+            spread(params, 0, c, S, mean)
+            if tail is not None:
+                spread(params, 1, c, S, scale)
+                spread(params, 2, c, S, shift)
         columns = np.zeros((2, width))
         sum_rows(dy, x, c0 * S, C * S, N, width, params, 0, columns, tail)
         for c in range(c1 - c0):
@@ -149,11 +153,13 @@ def backward_short_segments(
             sums[0, k] = column_total(columns, c * S, S)
             product = column_total(columns, width + c * S, S)
             sums[1, k] = sum_with_xhat(sums[0, k], product, saved[MEAN_LO, k], saved[INVSTD, k])
-            _, av, bv, cv = gradient_params(count, saved, k, sums)
-            spread(params, 1, c, S, av)
-            spread(params, 2, c, S, bv)
-            spread(params, 3, c, S, cv)
-        if frozen:
-            write_group(dy, None, c0, width, params, dx, past_cache, tail)
-        else:
+            _, scale, _, slope, offset = gradient_params(count, saved, k, sums)
+            spread(params, 1, c, S, scale)
+            spread(params, 3, c, S, slope)
+            spread(params, 4, c, S, offset)
+        if not frozen:
             write_group(dy, x, c0, width, params, dx, past_cache, tail)
+        elif tail is None:
+            write_group(dy, None, c0, width, params, dx, past_cache, None)
+        else:
+            write_group(dy, x, c0, width, params, dx, past_cache, (tail,))

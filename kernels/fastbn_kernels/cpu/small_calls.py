@@ -25,7 +25,13 @@ from fastbn_kernels.build.decorators import (
     kernel,
     scalar,
 )
-from fastbn_kernels.cpu.backward import channel_gradient, wide_gradient_params, write_block_gradient
+from fastbn_kernels.cpu.backward import (
+    channel_gradient,
+    normalized_with,
+    wide_gradient_params,
+    wide_sums_params,
+    write_block_gradient,
+)
 from fastbn_kernels.cpu.loops.segments import segments_sums, write_segment
 from fastbn_kernels.cpu.moments import as_pair, block_moments, channel_moments
 from fastbn_kernels.cpu.normalize import all_params
@@ -224,17 +230,17 @@ def call_backward_channels_last(
         return REFUSED
     R, C = x.shape
     _, tasks = block_tasks(R, C)
-    mean = wide(x, saved[MEAN : MEAN + 1])
-    sums = np.empty((2, mean.shape[1]))
+    params = wide_sums_params(x, saved, tail)
+    sums = np.empty((2, params.shape[1]))
     for task in range(tasks):
-        block_sums(dy, x, task, mean, sums, tail)
+        block_sums(dy, x, task, params, sums, tail)
     for c in range(C):
         sums[1, c] = sum_with_xhat(sums[0, c], sums[1, c], saved[MEAN_LO, c], saved[INVSTD, c])
         dbias[c] = sums[0, c]
         dweight[c] = sums[1, c]
-    params = wide_gradient_params(x, np.float64(R), saved, sums)
+    written = wide_gradient_params(x, np.float64(R), saved, sums)
     for task in range(tasks):
-        write_block_gradient(dy, x, task, params, frozen, dx, False, tail)
+        write_block_gradient(dy, x, task, written, frozen, dx, False, tail)
     return answer(x, dx)
 
 
@@ -247,17 +253,21 @@ def call_backward_channels_first(
         return REFUSED
     N, C, S = x.shape
     for c in range(C):
-        mean, low, invstd, weight = saved[MEAN, c], saved[MEAN_LO, c], saved[INVSTD, c], saved[WEIGHT, c]
         if tile_count(N, S) == 1:  # as `channel_gradient`, without the calls
-            sums, products = segments_sums(dy, x, c * S, C * S, N, S, (mean,), tail)
+            mean, scale, shift = normalized_with(saved, c)
+            low, invstd, weight = saved[MEAN_LO, c], saved[INVSTD, c], saved[WEIGHT, c]
+            sums, products = segments_sums(dy, x, c * S, C * S, N, S, (mean, scale, shift), tail)
             products = sum_with_xhat(sums, products, low, invstd)
-            a, b, k = gradient_coefficients(np.float64(N * S), low, invstd, weight, sums, products)
+            scale, slope, offset = gradient_coefficients(np.float64(N * S), low, invstd, weight, sums, products)
             for n in range(N):
-                if frozen:
-                    write_segment(dy, None, (n * C + c) * S, S, (a,), dx, False, tail)
+                start = (n * C + c) * S
+                if not frozen:
+                    write_segment(dy, x, start, S, (mean, scale, shift, slope, offset), dx, False, tail)
+                elif tail is None:
+                    write_segment(dy, None, start, S, (scale,), dx, False, None)
                 else:
-                    write_segment(dy, x, (n * C + c) * S, S, (mean, a, b, k), dx, False, tail)
+                    write_segment(dy, x, start, S, (mean, scale, shift, slope, offset), dx, False, (tail,))
             dbias[c], dweight[c] = sums, products
         else:
-            dbias[c], dweight[c] = channel_gradient(dy, x, c, mean, low, invstd, weight, frozen, dx, False, tail)
+            dbias[c], dweight[c] = channel_gradient(dy, x, c, saved, c, frozen, dx, False, tail)
     return answer(x, dx)
