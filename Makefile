@@ -68,7 +68,7 @@ test: $(VENV)/.test
 
 # Every family in every dtype, with nothing to compile; an index out of range is an error.
 interpreted: $(VENV)/.test
-	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/api -m bounds
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/api tests/numerics -m bounds
 
 # The GPU kernels on a simulated GPU, against the oracle.
 SIMULATED = NUMBA_ENABLE_CUDASIM=1 $(BIN)/pytest tests/gpu/test_kernels.py tests/gpu/test_calls.py \
@@ -103,13 +103,14 @@ bench-once: $(VENV)/.all
 fuzz: $(VENV)/.test
 	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest tests/fuzz/test_fuzz.py tests/fuzz/test_fuzz_layer.py
 
-# Kernels are seen as plain Python alone, on small arrays. The report is of both runs together.
-COVERAGE = $(BIN)/coverage run --append -m pytest
+# Kernels are seen as plain Python alone, on small arrays. The report is of all runs together.
+COVERAGE = $(BIN)/coverage run -m pytest
 coverage: $(VENV)/.all
 	$(BIN)/coverage erase
-	$(COVERAGE) $(QUICK)
+	$(COVERAGE) -n 2 --dist loadfile $(QUICK)
 	NUMBA_ENABLE_CUDASIM=1 $(COVERAGE) $(QUICK) tests/gpu/test_kernels.py tests/gpu/test_calls.py
-	NUMBA_DISABLE_JIT=1 $(COVERAGE) -m bounds tests/api
+	NUMBA_DISABLE_JIT=1 $(COVERAGE) -m bounds tests/api tests/numerics
+	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 # Each trains on scikit-learn's digits inside another library.

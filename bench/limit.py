@@ -1,7 +1,7 @@
 """The limit of whatever moves the same bytes: the fastest copy there is, through the cache and past it, on all threads.
 
 A share of the limit is ``useful bytes / time / copy rate``. Useful is what an implementation has to read and write:
-x and y forward; x, dy and dx backward. Where a channel does not fit the last-level cache (or, with adjacent channels, a
+x and y forward; x, dy and dx backward. Where a channel does not fit the last-level cache (or, with channels last, a
 cache line of them), its sums must be complete before its second reading, which is then from memory: two reads and a
 write forward, four and one backward.
 """

@@ -63,9 +63,7 @@ def speedup(record: dict[str, Any]) -> Any:
     axes[0].set_yticks(range(len(names)))
     axes[0].set_yticklabels([f"{n[0]}  {' x '.join(map(str, n[1:-1]))} {n[-1]}" for n in names], fontsize=6)
     axes[0].set_ylim(len(names), -1)
-    figure.suptitle(
-        "● than PyTorch eager   | than the best peer   (green: channels apart, blue: adjacent)", fontsize=10
-    )
+    figure.suptitle("● than PyTorch eager   | than the best peer   (green: channels first, blue: last)", fontsize=10)
     return figure
 
 

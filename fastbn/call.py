@@ -3,8 +3,8 @@
 A public function makes one of these of its arguments, a backend computes it. What exists has been checked: a backend
 finds arrays that fit together, numbers in range and nothing left to refuse. Checks see arrays as NumPy has them; a
 backend whose arrays are elsewhere shows what `look` makes of them, arrays of the same shape, strides, dtype and
-address. The short way through small calls (`backends/cpu/small_calls.py`, `backends/cuda/launch_cache.py`) is the same
-contract, compiled or remembered: it takes a call that fits, or leaves it to this file to say what is wrong.
+address. The quick paths (`backends/cpu/small_calls.py`, `backends/cuda/launch_cache.py`) are the same
+contract, compiled or remembered: they take a call that fits, or leave it to this file to say what is wrong.
 """
 
 from __future__ import annotations

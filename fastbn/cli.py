@@ -65,8 +65,7 @@ def warmup(
         bool,
         typer.Option(
             "--all",
-            help="Compile also what ordinary calls do not need: statistics over several machines with channels last, "
-            "and the twins for one thread.",
+            help="Compile also what ordinary calls do not need: statistics over several machines, higher derivatives.",
         ),
     ] = False,
 ) -> None:

@@ -71,8 +71,7 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
     progress : callable, optional
         Called as ``progress(done, total, name)`` before every kernel, and once with an empty name at the end.
     rare : bool, default False
-        Compile all kernels: also those that statistics over several machines and higher derivatives need, and the twins
-        for one thread, which serve small arrays where an ordinary call turns into an unusual one.
+        Compile all kernels: also those that statistics over several machines and higher derivatives need.
 
     Returns
     -------
@@ -86,8 +85,9 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
 
     Notes
     -----
-    Threads are taken as they are now (`numba.set_num_threads`, ``NUMBA_NUM_THREADS``): with one thread, kernels for
-    large arrays are the serial ones.
+    A kernel with a parallel loop is compiled once, whatever the number of threads. With a Numba whose loops fastbn
+    cannot direct (the log says so), it is compiled for one thread or for several, as there are now; with `rare`, for
+    both.
     """
     started = time.perf_counter()
     tasks = list(_tasks(check(dtypes), rare))
@@ -120,8 +120,8 @@ def _tasks(names: Sequence[str], rare: bool) -> Iterator[tuple[Any, np.dtype[Any
         if _is_rare(name) and not rare:
             continue
         found = kernel(name)
-        # Without a parallel loop, a kernel has no parallel twin that the backend would ask for.
-        twins = [False] if "prange" not in found.source.__code__.co_names else [True, False] if rare else [several]
+        # One and the same kernel, unless Numba's loops are its own (`spread.works`).
+        versions = [False] if "prange" not in found.source.__code__.co_names else [True, False] if rare else [several]
         for dtype in names:
-            for parallel in twins:
+            for parallel in versions:
                 yield found, DTYPES[dtype], parallel

@@ -42,7 +42,7 @@ class Case:
 
     @property
     def eps(self) -> float:
-        """The usual one at the usual scale; at others, one that means something (as in tests/test_numerics.py).
+        """The usual one at the usual scale; at others, one that means something (as in `test_numerics.py`).
 
         It is a float32, which is what some take it as.
         """

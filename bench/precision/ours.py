@@ -15,7 +15,7 @@ from .data import LAYOUTS, Problem, axis, restore
 
 BOTH = (False, True)
 
-# Channels and split (N, H, W) of the shapes that reach every family of kernels; see fastbn/backends/plan.py.
+# Channels and split (N, H, W) of the shapes that reach every family of kernels; see fastbn/backends/cpu/plan.py.
 SHAPES = {
     "call": (8, (10, 10, 10)),  # below PARALLEL_FROM: one kernel does the whole call
     "rows": (24, (16, 10, 10)),

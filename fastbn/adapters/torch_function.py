@@ -203,22 +203,22 @@ def operator(
 def _(x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, training: Any, *values: Any) -> Any:
     moved = training and running_mean is not None
     mean, var = (running_mean, running_var) if moved else (x.new_empty(0), x.new_empty(0))
-    table = x.new_empty((ROWS, x.shape[1]), dtype=torch.float64)
-    return torch.empty_like(x), table, torch.empty_like(mean), torch.empty_like(var)
+    saved = x.new_empty((ROWS, x.shape[1]), dtype=torch.float64)
+    return torch.empty_like(x), saved, torch.empty_like(mean), torch.empty_like(var)
 
 
 @torch.library.custom_op("fastbn::batch_norm_backward", mutates_args=())
 def backward_operator(
-    dy: Tensor, x: Tensor, table: Tensor, dtype: torch.dtype, frozen: bool
+    dy: Tensor, x: Tensor, saved: Tensor, dtype: torch.dtype, frozen: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients by x and by a weight and a bias of a dtype."""
     parameter = PARAMETERS[dtype]
-    context = fastbn.Context(array(x), 1, x.numel() // x.shape[1], table.numpy(), parameter, parameter, frozen)
+    context = fastbn.Context(array(x), 1, x.numel() // x.shape[1], saved.numpy(), parameter, parameter, frozen)
     return backward(dy, x, context)
 
 
 @backward_operator.register_fake
-def _(dy: Any, x: Any, table: Any, dtype: Any, frozen: Any) -> Any:
+def _(dy: Any, x: Any, saved: Any, dtype: Any, frozen: Any) -> Any:
     dweight, dbias = (x.new_empty(x.shape[1], dtype=dtype) for _ in range(2))
     return torch.empty_like(x), dweight, dbias
 
@@ -233,8 +233,8 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _gradients(ctx: Any, dy: Tensor, *_: Any) -> Any:
-    x, table = ctx.saved_tensors
-    dx, dweight, dbias = backward_operator(dy, x, table, ctx.dtype, ctx.frozen)
+    x, saved = ctx.saved_tensors
+    dx, dweight, dbias = backward_operator(dy, x, saved, ctx.dtype, ctx.frozen)
     has_weight, has_bias = ctx.present
     return dx, None, None, dweight if has_weight else None, dbias if has_bias else None, None, None, None
 

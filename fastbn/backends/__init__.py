@@ -1,1 +1,1 @@
-"""One file a processor, the same functions in each: choose a plan, launch the kernels."""
+"""Backends, a folder each: modules with the functions that `protocol` lists."""

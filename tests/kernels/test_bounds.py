@@ -18,7 +18,7 @@ def normalize(shape, short):
 
     x, C = np.ones(shape, np.float32), shape[1]
     y = np.empty((1, 1, x.size - short), np.float32)
-    kernel("normalize_channels_first").get(x.dtype, False)(x, np.ones((ROWS, C)), 1.0, False, 0, y)
+    kernel("normalize_channels_first").get(x.dtype, False)(x, np.ones((ROWS, C)), 1.0, False, 0, y, None)
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 16), (4, 3, 5), (4, 3, 40)])

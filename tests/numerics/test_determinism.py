@@ -76,6 +76,7 @@ def test_whole_channels_and_tiles_of_channels(case, monkeypatch):
     same(*found)
 
 
+@pytest.mark.bounds
 @pytest.mark.parametrize("past_cache", [False, True])
 def test_through_the_cache_and_past_it(case, monkeypatch, past_cache):
     expected = results(*case)

@@ -88,7 +88,7 @@ def fence() -> None:
     """Do nothing."""
 
 
-def splat(array: Array, number: Any) -> Any:
+def splat(array: Array, number: float | tuple[float, ...]) -> Any:
     """Return a vector of one number, to compute with values of an array; of a tuple of numbers, a tuple of vectors."""
     if isinstance(number, tuple):
         return tuple(splat(array, each) for each in number)

@@ -41,20 +41,20 @@ def _run_forward(options: _Options, x: Any, weight: Any, bias: Any, *running: An
     return [y, ctx.saved.view(np.uint32), *(running if options.training else ())]
 
 
-def _context(options: _Options, x: Any, table: Any) -> fastbn.Context:
+def _context(options: _Options, x: Any, saved: Any) -> fastbn.Context:
     weight, bias = (None if name is None else np.dtype(name) for name in (options.weight, options.bias))
     count = x.size // x.shape[options.axis]
-    return fastbn.Context(x, options.axis, count, table.view(np.float64), weight, bias, not options.training)
+    return fastbn.Context(x, options.axis, count, saved.view(np.float64), weight, bias, not options.training)
 
 
-def _run_backward(options: _Options, x: Any, table: Any, dy: Any) -> list[Any]:
-    grads = fastbn.batch_norm_backward(dy, _context(options, x, table))
+def _run_backward(options: _Options, x: Any, saved: Any, dy: Any) -> list[Any]:
+    grads = fastbn.batch_norm_backward(dy, _context(options, x, saved))
     return [grads.dx, grads.dweight, grads.dbias]
 
 
-def _run_double_backward(options: _Options, x: Any, table: Any, dy: Any, *seconds: Any) -> list[Any]:
+def _run_double_backward(options: _Options, x: Any, saved: Any, dy: Any, *seconds: Any) -> list[Any]:
     ddx, ddweight, ddbias = seconds
-    return list(fastbn.batch_norm_double_backward(ddx, ddweight, ddbias, dy, _context(options, x, table)))
+    return list(fastbn.batch_norm_double_backward(ddx, ddweight, ddbias, dy, _context(options, x, saved)))
 
 
 @functools.cache  # JAX compiles again for a function that it has not seen
@@ -97,10 +97,10 @@ def _forward(options: _Options, x: Any, weight: Any, bias: Any, running: Any) ->
     arguments = [x, weight, bias, *running]
     if xla.takes(x.dtype.name, {a.dtype.name for a in arguments[1:] if a is not None}):
         target = xla.forward(_split(x.shape, options.axis), x.dtype.name, options.training)
-        y, table, *updated = _foreign(target, options, options.training, results, arguments)
+        y, saved, *updated = _foreign(target, options, options.training, results, arguments)
     else:
-        y, table, *updated = _call(_run_forward, options, results, arguments)
-    return y, table, updated or list(running)
+        y, saved, *updated = _call(_run_forward, options, results, arguments)
+    return y, saved, updated or list(running)
 
 
 def _forward_kept(options: _Options, x: Any, weight: Any, bias: Any, running: Any) -> Any:
@@ -113,20 +113,20 @@ def _forward_vjp(options: _Options, kept: Any, cotangents: Any) -> Any:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _backward(options: _Options, x: Any, weight: Any, table: Any, dy: Any) -> Any:
+def _backward(options: _Options, x: Any, weight: Any, saved: Any, dy: Any) -> Any:
     channels = (x.shape[options.axis],)
     dtypes = options.weight, options.bias
     if xla.takes(x.dtype.name, set(dtypes)):
         target = xla.backward(_split(x.shape, options.axis), x.dtype.name)
         results = [(x.shape, x.dtype), *2 * [(channels, xla.parameter_dtype(x.dtype.name))]]
-        dx, *sums = _foreign(target, options, not options.training, results, [x, table, dy])
+        dx, *sums = _foreign(target, options, not options.training, results, [x, saved, dy])
         return dx, *(None if dtype is None else s for dtype, s in zip(dtypes, sums, strict=True))
     results = [(x.shape, x.dtype), *((channels, dtype) for dtype in dtypes)]
-    return tuple(_call(_run_backward, options, results, [x, table, dy]))
+    return tuple(_call(_run_backward, options, results, [x, saved, dy]))
 
 
-def _backward_kept(options: _Options, x: Any, weight: Any, table: Any, dy: Any) -> Any:
-    return _backward(options, x, weight, table, dy), (x, table, dy)
+def _backward_kept(options: _Options, x: Any, weight: Any, saved: Any, dy: Any) -> Any:
+    return _backward(options, x, weight, saved, dy), (x, saved, dy)
 
 
 def _backward_vjp(options: _Options, kept: Any, cotangents: Any) -> Any:
@@ -135,9 +135,9 @@ def _backward_vjp(options: _Options, kept: Any, cotangents: Any) -> Any:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _double_backward(options: _Options, x: Any, table: Any, dy: Any, ddx: Any, ddweight: Any, ddbias: Any) -> Any:
+def _double_backward(options: _Options, x: Any, saved: Any, dy: Any, ddx: Any, ddweight: Any, ddbias: Any) -> Any:
     results = [(x.shape, x.dtype), (x.shape, x.dtype), ((x.shape[options.axis],), options.weight)]
-    return tuple(_call(_run_double_backward, options, results, [x, table, dy, ddx, ddweight, ddbias]))
+    return tuple(_call(_run_double_backward, options, results, [x, saved, dy, ddx, ddweight, ddbias]))
 
 
 def _double_backward_kept(options: _Options, *arguments: Any) -> Any:

@@ -1,1 +1,1 @@
-"""The processor: plans, launches, and a short way through small calls."""
+"""The processor: plans, launches, and a quick path for small calls."""

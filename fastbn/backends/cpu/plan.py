@@ -27,7 +27,7 @@ SHORT_COLUMNS = 512
 # 32 x 64 x 112 x 112 45 against 37 GB/s, 8 x 256 x 56 x 56 backward 54 against 47; segments of 784 lose, 35 against 38.
 OVERLAPPED_SEGMENT = 2048
 
-# Columns in a group: its numbers stay in the first-level cache, or the second-level one (1024 to 4096 are alike).
+# Columns in a group: their parameters stay in the first-level cache, or the second-level one (1024 to 4096 are alike).
 GROUP_COLUMNS = 2048
 
 # The share of the threads that whole channels must keep busy.
@@ -69,9 +69,10 @@ class Plan:
     Attributes
     ----------
     family : {"channels_first", "channels_last", "short_segments", "overlapped", "tiles"}
-        How the tensor is cut. Whole channels, each summed and normalised from the cache of one thread; rows of adjacent
-        channels, S is 1; groups of channels with short segments; whole channels, one written while the next is summed;
-        tiles of channels, where there are fewer channels than keep the threads busy, and x is read from memory twice.
+        How the tensor is cut. Whole channels, each summed and normalised from the cache of one thread; rows of
+        all channels, S is 1; groups of channels with short segments; whole channels, one written while the next is
+        summed; tiles of channels, where there are fewer channels than keep the threads busy: x is read from memory
+        twice.
     moments, forward, normalize, sums, gradient, backward, jvp, double_backward : str
         The names of the kernels, which `fastbn_kernels.cpu.kernel` knows.
     call_forward, call_backward : str or None

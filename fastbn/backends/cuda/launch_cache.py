@@ -1,9 +1,9 @@
-"""The short way through a call on a GPU: what was launched for the same kind of call before, with other addresses.
+"""The quick path of a call on a GPU: what was launched for the same kind of call before, with other addresses.
 
-The long way (`fastbn.call` and `backend`) checks, lays out, plans and converts; all of that depends on types, shapes,
+The full path (`fastbn.call` and `backend`) checks, lays out, plans and converts; all of that depends on types, shapes,
 strides, dtypes, alignments and numbers alone. A call that it has gone through once is kept as a `Recipe` under exactly
 these; the next one like it is checked for what they do not say, shared memory, and launched. Whatever is not as kept
-takes the long way, which copes or says what is wrong.
+takes the full path, which copes or says what is wrong.
 """
 
 from __future__ import annotations

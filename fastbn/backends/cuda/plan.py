@@ -120,7 +120,7 @@ def capacity(device: Device, family: str, blocks_per_sm: int, operands: int, sma
 
 
 def _streamed(device: Device, blocks_per_sm: int, channels: int, items: int, per_block: int) -> int:
-    """Return how many blocks share the items of a channel where none cooperative for another."""
+    """Return how many blocks share the items of a channel where none waits for another."""
     wanted = -(-WAVES * device.multiprocessors * blocks_per_sm // channels)
     return max(1, min(wanted, -(-items // (STREAMED * per_block))))
 

@@ -1,11 +1,12 @@
 """The kernels for processors.
 
-Four layers, each made of those above it:
+Five layers, each made of those above it:
 
-    simd/                     vector operations: load, store, add, fma, ... on 16 lanes, as LLVM IR
-    loops/                    what walks memory: segments of one channel, or streams of rows of all channels
-    moments, normalize, ...   tiles: which part of a tensor is one task, and how the results of tasks are merged
-    @kernel functions there   a `prange` over tasks; one kernel an operation and family, all with the same arguments
+    simd/                 vector operations: load, store, add, fma, ... on 16 lanes, as LLVM IR
+    element               what is computed of an element: all arithmetic of batch normalization on vectors, and the tail
+    loops/                what walks memory: segments of one channel, or streams of rows of all channels
+    sweeps, moments, ...  tiles (`tiles`): the sums or the results of one, and how the sums of several are merged
+    the kernels           a `prange` over tiles; one an operation and family, all with the same arguments
 
 A family is a way to cut a tensor: `channels_first`, x (N, C, S); `channels_last`, x (R, C); and for x (N, C, S) also
 `short_segments`, `overlapped` and `tiles`. `kernel` finds a kernel by its name, operation_family.

@@ -18,49 +18,27 @@ lanes count, so a tail may load from an array beside y.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from numba import types
-from numba.extending import overload
-
-from fastbn_kernels.build.decorators import Array, scalar
+from fastbn_kernels.build.decorators import Array
 from fastbn_kernels.cpu.simd.ops import add, fma, keep, load, mul, param, sub
+from fastbn_kernels.cpu.simd.traced import traced
 
 Vector: TypeAlias = Any
 Params: TypeAlias = tuple[Vector, ...]
 Count: TypeAlias = int | None
-Function: TypeAlias = Callable[..., Any]
-
-
-def choice(forward: Function | None, frozen: Function | None, backward: Function | None) -> Any:
-    """Return a function (dy, x, ...) that is `forward` without a dy, `frozen` without an x, and else `backward`.
-
-    Which one is known by the types when a kernel is compiled, and nothing of the others is compiled.
-    """
-
-    def chosen(dy: Any, x: Any, *others: Any) -> Any:
-        function = forward if dy is None else frozen if x is None else backward
-        assert function is not None
-        return function(dy, x, *others)
-
-    @overload(chosen, strict=False)  # type: ignore[untyped-decorator]
-    def by_type(dy: Any, x: Any, *others: Any) -> Any:
-        return forward if dy is types.none else frozen if x is types.none else backward
-
-    return chosen
 
 
 # ---------------------------------------------------------------- what is done after the normalization
 
 
-@scalar
+@traced
 def finish(normalized: Vector, i: int, n: Count, tail: Any) -> Vector:
     """Return y of what was normalised."""
     return normalized
 
 
-@scalar
+@traced
 def incoming(dy: Array, d: Vector, i: int, n: Count, params: Params, tail: Any) -> Vector:
     """Return the gradient by what was normalised, from that by y; d is x - mean.
 
@@ -72,34 +50,27 @@ def incoming(dy: Array, d: Vector, i: int, n: Count, params: Params, tail: Any) 
 # ---------------------------------------------------------------- sums and results
 
 
-@scalar
+@traced
 def centred(x: Array, i: int, n: Count, shift: Vector) -> Vector:
     """Return x - shift."""
     return sub(load(x, i, n), shift)
 
 
-def _moment_terms(dy: None, x: Array, i: int, n: Count, params: Params, tail: Any) -> tuple[Vector, Vector]:
+@traced
+def terms(dy: Array | None, x: Array, i: int, n: Count, params: Params, tail: Any) -> tuple[Vector, Vector]:
+    """Return u and v, zero in lanes that do not count; the first parameter is what x is centred with."""
     d = keep(centred(x, i, n, params[0]), n)
-    return d, d
+    return (d if dy is None else incoming(dy, d, i, n, params, tail)), d
 
 
-def _gradient_terms(dy: Array, x: Array, i: int, n: Count, params: Params, tail: Any) -> tuple[Vector, Vector]:
-    d = keep(centred(x, i, n, params[0]), n)
-    return incoming(dy, d, i, n, params, tail), d
-
-
-# u and v, zero in lanes that do not count; the first parameter is what x is centred with.
-terms = choice(_moment_terms, None, _gradient_terms)
-
-
-@scalar
+@traced
 def first_sums(dy: Array | None, x: Array, i: int, n: Count, params: Params, tail: Any) -> tuple[Vector, Vector]:
     """Return the sums of u and u * v over one vector."""
     u, v = terms(dy, x, i, n, params, tail)
     return u, mul(u, v)
 
 
-@scalar
+@traced
 def more_sums(
     sums: tuple[Vector, Vector], dy: Array | None, x: Array, i: int, n: Count, params: Params, tail: Any
 ) -> tuple[Vector, Vector]:
@@ -108,44 +79,28 @@ def more_sums(
     return add(sums[0], u), fma(u, v, sums[1])
 
 
-def _normalized(dy: None, x: Array, i: int, n: Count, params: Params, tail: Any) -> Vector:
+@traced
+def result(dy: Array | None, x: Array | None, i: int, n: Count, params: Params, tail: Any) -> Vector:
+    """Return y or dx."""
+    if x is None:
+        return mul(load(dy, i, n), params[0])
     d = centred(x, i, n, params[0])
-    return finish(fma(d, params[1], params[2]), i, n, tail)
-
-
-def _frozen_gradient(dy: Array, x: None, i: int, n: Count, params: Params, tail: Any) -> Vector:
-    return mul(load(dy, i, n), params[0])
-
-
-def _gradient(dy: Array, x: Array, i: int, n: Count, params: Params, tail: Any) -> Vector:
-    d = centred(x, i, n, params[0])
+    if dy is None:
+        return finish(fma(d, params[1], params[2]), i, n, tail)
     return fma(incoming(dy, d, i, n, params, tail), params[1], fma(d, params[2], params[3]))
 
 
-# y or dx.
-result = choice(_normalized, _frozen_gradient, _gradient)
-
-
-@scalar
+@traced
 def column_shift(params: Array, at: int, n: Count, tail: Any) -> Params:
     """Return what `first_sums` and `more_sums` take of columns."""
     return (param(params, 0, at, n),)
 
 
-def _forward_params(dy: None, x: Array, params: Array, at: int, n: Count, tail: Any) -> Params:
-    return param(params, 0, at, n), param(params, 1, at, n), param(params, 2, at, n)
-
-
-def _frozen_params(dy: Array, x: None, params: Array, at: int, n: Count, tail: Any) -> Params:
-    return (param(params, 1, at, n),)
-
-
-def _gradient_params(dy: Array, x: Array, params: Array, at: int, n: Count, tail: Any) -> Params:
-    return param(params, 0, at, n), param(params, 1, at, n), param(params, 2, at, n), param(params, 3, at, n)
-
-
-# What `result` takes of columns, from rows (mean, scale, shift) or (mean, a, b, c).
-column_params = choice(_forward_params, _frozen_params, _gradient_params)
+@traced
+def column_params(dy: Array | None, x: Array | None, params: Array, at: int, n: Count, tail: Any) -> Params:
+    """Return what `result` takes of columns, from rows (mean, scale, shift) or (mean, a, b, c)."""
+    rows = (1,) if x is None else (0, 1, 2) if dy is None else (0, 1, 2, 3)
+    return tuple(param(params, row, at, n) for row in rows)
 
 
 # ---------------------------------------------------------------- second derivatives
@@ -156,21 +111,21 @@ SECOND_PARAMS = 7  # mean and a, b, c, e, h, o
 FiveSums: TypeAlias = tuple[Vector, Vector, Vector, Vector, Vector]
 
 
-@scalar
+@traced
 def first_second_sums(v: Array, g: Array, x: Array, i: int, n: Count, mean: Vector) -> FiveSums:
     """Return the sums of `double_backward` over one vector."""
     a, b, d = load(v, i, n), load(g, i, n), keep(centred(x, i, n, mean), n)
     return a, mul(a, d), mul(a, b), b, mul(b, d)
 
 
-@scalar
+@traced
 def more_second_sums(sums: FiveSums, v: Array, g: Array, x: Array, i: int, n: Count, mean: Vector) -> FiveSums:
     """Return the sums of `double_backward` over one vector more."""
     a, b, d = load(v, i, n), load(g, i, n), keep(centred(x, i, n, mean), n)
     return add(sums[0], a), fma(a, d, sums[1]), fma(a, b, sums[2]), add(sums[3], b), fma(b, d, sums[4])
 
 
-@scalar
+@traced
 def second_results(v: Array, g: Array, x: Array, i: int, n: Count, params: Params) -> tuple[Vector, Vector]:
     """Return ddy = a * v + (b * (x - mean) + c) and dx = e * v + (b * g + (h * (x - mean) + o))."""
     m, a, b, c, e, h, o = params

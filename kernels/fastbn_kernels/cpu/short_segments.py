@@ -79,13 +79,13 @@ def write_group(
     """Write the results of `width` columns from channel c0 on, with parameters a column and LANES columns more."""
     N, C, S = out.shape
     start, step = c0 * S, C * S
-    if past_cache and step % LANES == 0:
-        head = to_line(out, start, width)
-        write_rows(dy, x, start, step, N, head, params, 0, out, False, tail)
-        write_rows(dy, x, start + head, step, N, width - head, params, head, out, True, tail)
+    lines = past_cache and step % LANES == 0
+    head = to_line(out, start, width) if lines else 0
+    for piece in range(2):  # what comes before a line, if lines are written; see `write_block`
+        at, columns = (head, width - head) if piece else (0, head)
+        write_rows(dy, x, start + at, step, N, columns, params, at, out, lines and piece == 1, tail)
+    if lines:
         fence()
-    else:
-        write_rows(dy, x, start, step, N, width, params, 0, out, False, tail)
 
 
 @scalar

@@ -136,14 +136,18 @@ def write_block(
     """
     R, C = out.shape
     start, step, rows, c0, c1, rest, rest_start = wide_rows(task, R, C)
-    if past_cache and c1 - c0 == step and step % LANES == 0 and rows > 1:
-        head = to_line(out, start, step)
-        last = start + (rows - 1) * step + head
-        write_rows(dy, x, start, step, 1, head, params, 0, out, False, tail)
-        write_rows(dy, x, start + head, step, rows - 1, step, params, head, out, True, tail)
-        write_rows(dy, x, last, step, 1, step - head, params, head, out, False, tail)
+    lines = past_cache and c1 - c0 == step and step % LANES == 0 and rows > 1
+    head = to_line(out, start, step) if lines else 0
+    for piece in range(4):  # one call, of which LLVM makes one copy
+        at, gap, count, width, column = start, step, rows, c1 - c0, c0
+        if piece == 0 and lines:
+            at, count, width, column = start + head, rows - 1, step, head
+        elif piece == 1:
+            count, width = 1, head
+        elif piece == 2:
+            at, count, width, column = start + (rows - 1) * step + head, 1, step - head if lines else 0, head
+        elif piece == 3:
+            at, gap, count, width, column = rest_start, C, rest, C, 0
+        write_rows(dy, x, at, gap, count, width, params, column, out, lines and piece == 0, tail)
+    if lines:
         fence()
-    else:
-        write_rows(dy, x, start, step, rows, c1 - c0, params, c0, out, False, tail)
-    if rest > 0:
-        write_rows(dy, x, rest_start, C, rest, C, params, 0, out, False, tail)

@@ -14,8 +14,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from numba import types
+from numba.extending import overload
+
 from fastbn_kernels.build.decorators import Array, scalar
-from fastbn_kernels.cpu.element import choice, column_params, column_shift, first_sums, more_sums, result
+from fastbn_kernels.cpu.element import column_params, column_shift, first_sums, more_sums, result
 from fastbn_kernels.cpu.simd.ops import add, load, store, stream, widen
 from fastbn_kernels.cpu.simd.types import LANES
 
@@ -166,25 +169,29 @@ def write_four(
         write_two(dy, x, i, step, width - whole, params, column + whole, out, False, tail)
 
 
-def _write_fours(
-    dy: None, x: Array, start: int, step: int, rows: int, width: int, params: Array, column: int, out: Array,
-    past_cache: bool, tail: Any,
+def write_fours(
+    dy: Array | None, x: Array | None, start: int, step: int, rows: int, width: int, params: Array, column: int,
+    out: Array, past_cache: bool, tail: Any,
 ) -> int:  # fmt: skip
-    each = rows // 4 if width >= WIDE else 0
+    """Write the results of rows, four at once, without a dy and where they are wide; return of how many."""
+    each = rows // 4 if dy is None and width >= WIDE else 0
     for row in range(each):
         write_four(dy, x, start + row * step, each * step, width, params, column, out, past_cache, tail)
     return 4 * each
 
 
-def _write_none(
-    dy: Array, x: Array | None, start: int, step: int, rows: int, width: int, params: Array, column: int, out: Array,
-    past_cache: bool, tail: Any,
-) -> int:  # fmt: skip
-    return 0
+_by_fours = write_fours
 
 
-# Write the results of rows, by fours, and return of how many.
-write_fours = choice(_write_fours, _write_none, _write_none)
+@overload(write_fours, strict=False)  # type: ignore[untyped-decorator]
+def _write_fours(
+    dy: Any, x: Any, start: Any, step: Any, rows: Any, width: Any, params: Any, column: Any, out: Any, past_cache: Any,
+    tail: Any,
+) -> Any:  # fmt: skip
+    """Compile nothing where there is nothing to do."""
+    if dy is types.none:
+        return _by_fours
+    return lambda dy, x, start, step, rows, width, params, column, out, past_cache, tail: 0
 
 
 @scalar
@@ -197,7 +204,6 @@ def write_rows(
     start += done * step
     rows -= done
     half = rows // 2
-    for row in range(half):
-        write_two(dy, x, start + row * step, half * step, width, params, column, out, past_cache, tail)
-    if rows % 2:
-        write_two(dy, x, start + (rows - 1) * step, 0, width, params, column, out, past_cache, tail)
+    for row in range(rows - half):  # of an odd number, the last row by itself
+        first, gap = (row, half) if row < half else (rows - 1, 0)
+        write_two(dy, x, start + first * step, gap * step, width, params, column, out, past_cache, tail)
