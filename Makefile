@@ -26,7 +26,7 @@ help:
 	@echo "make bench            speed beside PyTorch, JAX, oneDNN, NumPy and a copy, in 25 minutes (installs the frameworks)"
 	@echo "make bench-quick      a selection of that, in three minutes; WRITE=STEM keeps it as STEM.json and STEM.md"
 	@echo "make accuracy         the accuracy table of the README, measured here (installs the frameworks)"
-	@echo "make lint             ruff and mypy"
+	@echo "make lint             ruff, mypy, and which room may import which"
 	@echo "make clean            remove the environment, caches and results"
 
 # Each stamp is an environment with so much installed; pyproject.toml says what.
@@ -124,6 +124,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
@@ -143,5 +144,5 @@ accuracy: $(VENV)/.all
 	$(BIN)/python bench/accuracy.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-results .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) build dist *.egg-info demo-results .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -15,7 +15,7 @@ from numba.core import caching, callconv, compiler_lock, dispatcher
 from numba.np.ufunc import parallel
 
 from fastbn_kernels.build import forks, regions
-from processes import FOLD, ROOT, run
+from processes import FOLD, ROOT, copy_packages, run
 
 
 def require(condition, sentence):
@@ -119,6 +119,14 @@ def test_numbas_functions_can_be_called_by_address():
     )
 
 
+@pytest.fixture
+def cuda_dispatcher():
+    pytest.importorskip("numba_cuda")
+    if numba.config.ENABLE_CUDASIM:
+        pytest.skip("the simulated GPU has no dispatcher")
+    return pytest.importorskip("numba.cuda.dispatcher")
+
+
 # ---------------------------------------------------------------- llvmlite, NumPy
 
 
@@ -129,51 +137,48 @@ def test_llvmlite_has_its_lock_where_a_fork_takes_it():
         pass
 
 
-def test_numpy_has_a_row_stack_for_numba_cuda():
-    """`cuda/toolkit.py` gives NumPy 2.5 the name back that numba-cuda 0.30 asks for."""
-    pytest.importorskip("numba_cuda")
-    from fastbn_kernels.cuda import toolkit
+@pytest.mark.slow
+def test_numpy_has_what_numba_cuda_looks_up(cuda_dispatcher):
+    """`cuda/build/numba_cuda.py` gives NumPy 2.5 the name `row_stack` back for the import of numba-cuda."""
+    from fastbn_kernels.cuda.build import numba_cuda
 
-    assert toolkit
-    require(hasattr(np, "row_stack"), "numpy.row_stack is gone and toolkit.py has not put it back")
+    require(hasattr(np, "vstack"), "numpy.vstack, which stands in for row_stack, is gone")
+    before = hasattr(np, "row_stack")
+    with numba_cuda.row_stack_named():
+        require(hasattr(np, "row_stack"), "numpy takes no row_stack from row_stack_named")
+    require(hasattr(np, "row_stack") is before, "row_stack_named leaves NumPy changed")
 
 
 # ---------------------------------------------------------------- numba-cuda
 
 
-@pytest.fixture
-def cuda_dispatcher():
-    pytest.importorskip("numba_cuda")
-    if numba.config.ENABLE_CUDASIM:
-        pytest.skip("the simulated GPU has no dispatcher")
-    return pytest.importorskip("numba.cuda.dispatcher")
-
-
-def test_numba_cuda_has_the_cache_that_kernel_cache_py_replaces(cuda_dispatcher):
+@pytest.mark.slow
+def test_numba_cuda_has_the_cache_that_fastbn_replaces(cuda_dispatcher):
     for name in ("CUDACache", "CUDACacheImpl"):
         require(hasattr(cuda_dispatcher, name), f"numba.cuda.dispatcher.{name} is gone: GPU kernels are not cached")
-    cache = cuda_dispatcher.CUDACache(test_numba_cuda_has_the_cache_that_kernel_cache_py_replaces)
+    cache = cuda_dispatcher.CUDACache(test_numba_cuda_has_the_cache_that_fastbn_replaces)
     for name in ("_cache_path", "_dump", "_source_stamp"):
         require(hasattr(cache._cache_file, name), f"its index has no {name}: Files of build/cache.py needs it")
 
 
-def test_numba_cuda_launches_as_toolkit_py_does(cuda_dispatcher):
+@pytest.mark.slow
+def test_numba_cuda_launches_as_launch_py_does(cuda_dispatcher):
     config = cuda_dispatcher.LaunchConfig(grid=(1, 1, 1), block=(1, 1, 1), shmem_size=0, is_cooperative=False)
-    require(config.block == (1, 1, 1), "cuda.core's LaunchConfig takes other arguments: Launch of toolkit.py")
-    require(callable(cuda_dispatcher.launch), "numba.cuda.dispatcher.launch is gone: Launch of toolkit.py")
+    require(config.block == (1, 1, 1), "cuda.core's LaunchConfig takes other arguments: cuda/build/launch.py")
+    require(callable(cuda_dispatcher.launch), "numba.cuda.dispatcher.launch is gone: cuda/build/launch.py")
     source = inspect.getsource(cuda_dispatcher)
     for name in ("self.cooperative", "self._codelibrary", "_specialized"):
-        require(name in source, f"compiled GPU kernels have no {name} any more: toolkit.py sets or reads it")
+        require(name in source, f"compiled GPU kernels have no {name} any more: cuda/build and cuda/gpu.py use it")
     from numba.cuda import codegen
     from numba.cuda.cudadrv import driver
 
     require(
         hasattr(codegen.CUDACodeLibrary, "get_cufunc"),
-        "CUDACodeLibrary.get_cufunc is gone: toolkit.py has the driver's function from it",
+        "CUDACodeLibrary.get_cufunc is gone: cuda/gpu.py has the driver's function from it",
     )
     require(
         hasattr(driver.CudaPythonFunction, "set_shared_memory_carveout"),
-        "CudaPythonFunction.set_shared_memory_carveout is gone: allow_shared of toolkit.py",
+        "CudaPythonFunction.set_shared_memory_carveout is gone: allow_shared of cuda/gpu.py",
     )
     require(hasattr(driver, "binding") and hasattr(driver, "driver"), "numba.cuda.cudadrv.driver has another shape")
 
@@ -181,6 +186,7 @@ def test_numba_cuda_launches_as_toolkit_py_does(cuda_dispatcher):
 # ---------------------------------------------------------------- hosts of adapters
 
 
+@pytest.mark.frameworks
 def test_mygrad_makes_a_tensor_of_an_operation():
     mygrad = pytest.importorskip("mygrad")
     require(
@@ -189,6 +195,7 @@ def test_mygrad_makes_a_tensor_of_an_operation():
     )
 
 
+@pytest.mark.frameworks
 def test_sklearn_checks_sample_weights():
     validation = pytest.importorskip("sklearn.utils.validation")
     require(
@@ -256,7 +263,7 @@ TAKE_AWAY = {
 def test_without_it_kernels_run_and_the_log_says_so_once(what, tmp_path):
     """Parallel regions are taken away in `test_spread.py`."""
     taken, sentence = TAKE_AWAY[what]
-    env = {"PYTHONPATH": f"{ROOT / 'kernels'}", "NUMBA_CACHE_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    env = copy_packages(tmp_path / "packages")
     fork = "\nif hasattr(os, 'fork'):\n    pid = os.fork()\n    if pid == 0: os._exit(0)\n    os.waitpid(pid, 0)"
     script = (
         FOLD.replace("import numpy", taken + "\nimport numpy") + "fold()\nfold_parameters._compiled.clear()\nfold()"
