@@ -50,9 +50,7 @@ def write_tile_gradient(
 
 
 @scalar
-def channel_sums(
-    dy: Array, x: Array, c: int, params: tuple[float, float, float], tail: Any
-) -> tuple[float, float]:
+def channel_sums(dy: Array, x: Array, c: int, params: tuple[float, float, float], tail: Any) -> tuple[float, float]:
     """Return the sums of dy and dy * (x - mean) over channel c, tile after tile; params as `normalized_with`."""
     total = 0.0
     product = 0.0

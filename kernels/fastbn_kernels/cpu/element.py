@@ -9,7 +9,7 @@ Of every element the loops ask for one of two things, whatever they walk:
                             (x is None: it is not read)
 
 and the second derivatives of `double_backward`. Parameters are vectors: a number in all lanes, or the numbers of
-neighbouring columns, which `column_shift` and `column_params` read; mean, scale and shift come first in both directions.
+neighbouring columns, which `column_shift` and `column_params` read; mean, scale and shift come first both ways.
 
 `tail` is what is done after the normalization. It comes with the kernel's last argument and is handed down as it is, by
 its type: None is nothing, and what else it may be is decided here, when a kernel is compiled. `finish` gets what was
