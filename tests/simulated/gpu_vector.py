@@ -26,6 +26,7 @@ __all__ = [
     "store_part",
     "sub",
     "total",
+    "where_positive",
     "widen",
     "width",
 ]
@@ -155,6 +156,11 @@ def _fused(a: Any, b: Any, c: Any) -> Any:
 def fma(a: tuple[Any, ...], b: tuple[Any, ...], c: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a * b + c, rounded once."""
     return tuple(_fused(p, q, r) for p, q, r in zip(a, b, c, strict=True))
+
+
+def where_positive(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return b where a is positive or NaN, else zero."""
+    return tuple(type(q)(0) if p <= 0 else q for p, q in zip(a, b, strict=True))
 
 
 def widen(a: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -24,10 +24,13 @@ from typing import Any
 from fastbn_kernels import formulas
 from fastbn_kernels.cuda.build.decorators import device, shared_formula
 from fastbn_kernels.cuda.build.numba_cuda import i32, i64
-from fastbn_kernels.cuda.simd.ops import decoded, fma, mul, put, splat, sub, width
+from fastbn_kernels.cuda.simd.ops import decoded, fma, mul, put, splat, sub, where_positive, width
 from fastbn_kernels.saved import BIAS, INVSTD, MEAN, MEAN_LO, WEIGHT
 
 gradient_coefficients = shared_formula(formulas.gradient_coefficients)
+
+# What may be done after the normalization, besides nothing.
+RELU = 1
 
 # Rows of params: mean, scale and shift forward; these, slope and offset backward.
 FORWARD_PARAMS = 3
@@ -46,13 +49,17 @@ def centred(x: Any, raw: Any, around: Any) -> Any:
 @device
 def finish(u: Any, tail: int | None) -> Any:
     """Return y of what was normalised."""
-    return u
+    if tail is None:
+        return u
+    return where_positive(u, u)
 
 
 @device
 def incoming(grad: Any, off: Any, params: Any, tail: int | None) -> Any:
     """Return the gradient by what was normalised, g, from that by y; `off` is x - mean."""
-    return grad
+    if tail is None:
+        return grad
+    return where_positive(fma(off, params[1], params[2]), grad)
 
 
 @device
