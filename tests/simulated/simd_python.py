@@ -120,6 +120,11 @@ def fma(a: Array, b: Array, c: Array) -> Array:
     return a * b + c
 
 
+def where_positive(a: Array, b: Array) -> Array:
+    """Return b in lanes where a is positive or NaN, else zero."""
+    return np.where(a <= 0, b.dtype.type(0), b)
+
+
 def widen(vector: Array) -> Array:
     """Return a vector as float64."""
     return vector.astype(np.float64)

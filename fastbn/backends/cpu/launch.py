@@ -46,58 +46,60 @@ def moments(x: Array, saved: Array) -> None:
     kernel(own.moments).launch(data.dtype, own.parallel, data, saved)
 
 
-def forward(x: Array, saved: Array, eps: float, y: Array) -> None:
+def forward(x: Array, saved: Array, eps: float, y: Array, tail: Any = None) -> None:
     """Normalise with the batch's own statistics; WEIGHT and BIAS are given, all other rows are filled."""
     own = plan_of(x)
     data = data_of(x, own)
     options = eps, own.past_cache[0], own.groups
-    kernel(own.forward).launch(data.dtype, own.parallel, data, saved, *options, data_of(y, own), None)
+    kernel(own.forward).launch(data.dtype, own.parallel, data, saved, *options, data_of(y, own), tail)
 
 
-def normalize(x: Array, saved: Array, eps: float, y: Array) -> None:
+def normalize(x: Array, saved: Array, eps: float, y: Array, tail: Any = None) -> None:
     """Normalise with MEAN, MEAN_LO and VAR; fill INVSTD. For 16-bit x, fill MEAN_LO with what MEAN is rounded by."""
     if x.itemsize == 2:  # the mean as the arithmetic holds it, and what that rounds off
         with np.errstate(over="ignore", invalid="ignore"):
             held = saved[MEAN].astype(np.float32).astype(np.float64)
             saved[MEAN_LO] = np.nan_to_num(saved[MEAN] - held, nan=0.0, posinf=0.0, neginf=0.0)
         saved[MEAN] = held
-    _normalize(x, saved, eps, y)
+    _normalize(x, saved, eps, y, tail)
 
 
-def _normalize(x: Array, saved: Array, eps: float, y: Array) -> None:
+def _normalize(x: Array, saved: Array, eps: float, y: Array, tail: Any) -> None:
     own = plan_of(x)
     data = data_of(x, own)
     options = eps, own.past_cache[0], own.groups
-    kernel(own.normalize).launch(data.dtype, own.parallel, data, saved, *options, data_of(y, own), None)
+    kernel(own.normalize).launch(data.dtype, own.parallel, data, saved, *options, data_of(y, own), tail)
 
 
-def sums(dy: Array, x: Array, saved: Array) -> Array:
+def sums(dy: Array, x: Array, saved: Array, tail: Any = None) -> Array:
     """Return the sums of dy and of dy * xhat of every channel, (2, C)."""
     own = plan_of(x)
     found = np.empty((2, saved.shape[1]))
     data = data_of(x, own)
-    kernel(own.sums).launch(data.dtype, own.parallel, data_of(dy, own), data, saved, found, None)
+    kernel(own.sums).launch(data.dtype, own.parallel, data_of(dy, own), data, saved, found, tail)
     return found
 
 
-def gradient(dy: Array, x: Array, saved: Array, sums: Array, count: int, frozen: bool, dx: Array) -> None:
+def gradient(
+    dy: Array, x: Array, saved: Array, sums: Array, count: int, frozen: bool, dx: Array, tail: Any = None
+) -> None:
     """Write dx from given sums, (2, C), over `count` values a channel."""
     own = plan_of(x)
     data = data_of(x, own)
     options = float(count), frozen, own.past_cache[1], own.groups
     kernel(own.gradient).launch(
-        data.dtype, own.parallel, data_of(dy, own), data, saved, sums, *options, data_of(dx, own), None
+        data.dtype, own.parallel, data_of(dy, own), data, saved, sums, *options, data_of(dx, own), tail
     )
 
 
-def backward(dy: Array, x: Array, saved: Array, frozen: bool, dx: Array) -> Array:
+def backward(dy: Array, x: Array, saved: Array, frozen: bool, dx: Array, tail: Any = None) -> Array:
     """Write dx; return the sums of dy and of dy * xhat of every channel, (2, C)."""
     own = plan_of(x)
     found = np.empty((2, saved.shape[1]))
     data = data_of(x, own)
     options = frozen, own.past_cache[1], own.groups
     kernel(own.backward).launch(
-        data.dtype, own.parallel, data_of(dy, own), data, saved, *options, data_of(dx, own), found, None
+        data.dtype, own.parallel, data_of(dy, own), data, saved, *options, data_of(dx, own), found, tail
     )
     return found
 
@@ -140,7 +142,7 @@ def call_forward(
     except TypeError:  # Numba's dispatcher: an array of another dtype, memory order or writability
         return REFUSED
     if answer != REFUSED and not training:
-        _normalize(x.reshape(data.shape), saved, eps, y.reshape(data.shape))
+        _normalize(x.reshape(data.shape), saved, eps, y.reshape(data.shape), None)
     elif answer != REFUSED:
         forward(x.reshape(data.shape), saved, eps, y.reshape(data.shape))
         kernel("update_running").get(data.dtype, False)(data, running_mean, running_var, momentum, correction, saved)

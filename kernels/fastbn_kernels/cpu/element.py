@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from fastbn_kernels.build.decorators import Array
-from fastbn_kernels.cpu.simd.ops import add, fma, keep, load, mul, param, sub
+from fastbn_kernels.cpu.simd.ops import add, fma, keep, load, mul, param, sub, where_positive
 from fastbn_kernels.cpu.simd.traced import traced
 
 Vector: TypeAlias = Any
@@ -37,13 +37,14 @@ Count: TypeAlias = int | None
 @traced
 def finish(normalized: Vector, i: int, n: Count, tail: Any) -> Vector:
     """Return y of what was normalised."""
-    return normalized
+    return normalized if tail is None else where_positive(normalized, normalized)
 
 
 @traced
 def incoming(dy: Array, d: Vector, i: int, n: Count, params: Params, tail: Any) -> Vector:
     """Return the gradient by what was normalised, from that by y; d is x - mean."""
-    return load(dy, i, n)
+    grad = load(dy, i, n)
+    return grad if tail is None else where_positive(fma(d, params[1], params[2]), grad)
 
 
 # ---------------------------------------------------------------- sums and results

@@ -49,7 +49,7 @@ from fastbn_kernels.cpu.simd.types import (
 
 OPERATIONS = (
     "load", "param", "value", "rounded", "store", "stream", "offset_from_line",
-    "prefetch", "fence", "splat", "keep", "add", "sub", "mul", "fma", "widen", "total",
+    "prefetch", "fence", "splat", "keep", "add", "sub", "mul", "fma", "where_positive", "widen", "total",
 )  # fmt: skip
 
 Codegen = Callable[[Any, Any, Any, Any], Any]
@@ -264,6 +264,17 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> tuple[Any, Codegen]:
         return builder.call(function, arguments)
 
     return a(a, a, a), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def where_positive(typing: Any, a: Any, b: Any) -> tuple[Any, Codegen]:
+    """Return b in lanes where a is positive or NaN, else zero."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        zero = ir.Constant(a.vector, None)
+        return builder.select(builder.fcmp_unordered(">", arguments[0], zero), arguments[1], zero)
+
+    return a(a, a), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]

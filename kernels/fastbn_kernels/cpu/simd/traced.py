@@ -2,8 +2,8 @@
 
 Numba takes some 50 ms for a function, however small, and again for every combination of types. A traced function costs
 next to nothing: called from compiled code, it is run once, with operations of `ops` that write LLVM IR in the place of
-the call. What is None in a call is None to it, so an `if` in it decides while the kernel is compiled, and the branch
-that is not taken leaves no trace.
+the call. What is None in a call is None to it, and an activation that activation, so an `if` in it decides while the
+kernel is compiled, and the branch that is not taken leaves no trace.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from numba import config, types
 from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
+
+from fastbn_kernels.cpu.simd.tails import Activation, ActivationType
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -47,6 +49,8 @@ class Run:
         """Return an argument as the function sees it."""
         if isinstance(type_, types.NoneType):
             return None
+        if isinstance(type_, ActivationType):
+            return type_.activation
         if isinstance(type_, types.BaseTuple):
             values = cgutils.unpack_tuple(self.builder, value) if self.builder else [None] * type_.count
             return tuple(map(self.taken, type_, values))
@@ -62,7 +66,7 @@ class Run:
 
     def value_of(self, item: Any) -> Any:
         """Return the LLVM value of what a traced function works with."""
-        if item is None:
+        if item is None or isinstance(item, Activation):
             return self.context.get_dummy_value()
         if isinstance(item, int):
             return self.context.get_constant(types.intp, item)

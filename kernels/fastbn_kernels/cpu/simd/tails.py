@@ -1,0 +1,44 @@
+"""Activations as arguments of compiled functions: without a size, told apart by type when a kernel is compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import config, types
+from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
+
+
+class Activation:
+    """What a kernel does after the normalization, by its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.type = ActivationType(self)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class ActivationType(types.Type):  # type: ignore[misc]
+    """The Numba type of one activation."""
+
+    def __init__(self, activation: Activation) -> None:
+        super().__init__(name=f"fastbn_activation_{activation.name}")
+        self.activation = activation
+
+
+register_model(ActivationType)(models.OpaqueModel)
+
+
+if not config.DISABLE_JIT:
+
+    @typeof_impl.register(Activation)  # type: ignore[untyped-decorator]
+    def _typeof(activation: Activation, _: Any) -> ActivationType:
+        return activation.type
+
+    @unbox(ActivationType)  # type: ignore[untyped-decorator]
+    def _unbox(_: Any, __: Any, c: Any) -> Any:
+        return NativeValue(c.context.get_dummy_value())
+
+
+RELU = Activation("relu")
