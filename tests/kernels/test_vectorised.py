@@ -43,9 +43,9 @@ def twice(**of_one):
 FORWARD, BACKWARD, FROZEN = {"fma": 1, "add": 1, "loads": 1}, {"fma": 2, "add": 1, "loads": 2}, {"mul": 1, "loads": 1}
 FUNCTIONS = [
     (segments.segments_sums, "-xiiii1-", Loop(**EIGHT, loads=8), Loop(**ONE, loads=1)),
-    (segments.segments_sums, "xxiiii1-", Loop(**EIGHT, loads=16), Loop(**ONE, loads=2)),
+    (segments.segments_sums, "xxiiii3-", Loop(**EIGHT, loads=16), Loop(**ONE, loads=2)),
     (segments.write_segment, "-xii3yb-", Loop(**FORWARD, past_cache=1), Loop(**FORWARD)),
-    (segments.write_segment, "xxii4yb-", Loop(**BACKWARD, past_cache=1), Loop(**BACKWARD)),
+    (segments.write_segment, "xxii5yb-", Loop(**BACKWARD, past_cache=1), Loop(**BACKWARD)),
     (segments.write_segment, "x-ii1yb-", Loop(**FROZEN, past_cache=1), Loop(**FROZEN)),
     (row_streams.sum_streams, "-xiiipis-", Loop(**EIGHT, loads=8)),
     (row_streams.sum_streams, "xxiiipis-", Loop(fma=3, mul=1, add=4 + 3, wide=2, loads=8)),
@@ -61,7 +61,7 @@ FUNCTIONS = [
         Loop(fma=7 + 8, mul=1, add=8 + 7 + 8, wide=2, loads=16, past_cache=8), Loop(**FORWARD, past_cache=1),
     ),
     (
-        overlapped.write_and_sum_segments, "xxiiii4yi1-",
+        overlapped.write_and_sum_segments, "xxiiii5yi3-",
         Loop(fma=7 + 16, mul=1, add=8 + 7 + 8, wide=2, loads=32, past_cache=8), Loop(**BACKWARD, past_cache=1),
     ),
 ]  # fmt: skip
@@ -82,7 +82,7 @@ def compiled(function, letters, data):
         "f": types.float64,
         "b": types.boolean,
         "-": types.none,
-    } | {str(count): types.UniTuple(types.float64, count) for count in range(1, 5)}
+    } | {str(count): types.UniTuple(types.float64, count) for count in range(1, 6)}
     signature = tuple(kinds[letter] for letter in letters)
     function.compile(signature)
     return function.inspect_asm(signature)
