@@ -85,7 +85,7 @@ for place, call in zip(sys.argv[1:], todo, strict=True):
 
 SOME_TIME = """
 def first():
-    import fastbn_kernels
+    import fastbn_kernels.build.decorators  # NumPy too, whose own import does not survive an interrupt
     exec(sys.argv[2], globals())
     fold()
     check("f")

@@ -189,7 +189,7 @@ def test_workspace_is_seen(rng):
 
 RESIDENT = """
 import gc, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 import numpy as np
 import test_memory, workspace
 
@@ -214,7 +214,7 @@ for shape, axis in ((64, 64, 112, 112), 1), ((64, 3, 512, 512), 1), ((1024, 1024
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_resident_memory_of_large_tensors():
     """As the system counts it, for tensors of 200 MB."""
-    run(RESIDENT, str(Path(__file__).parents[1]), timeout=600)
+    run(RESIDENT, *(str(folder) for folder in Path(__file__).parents[:2]), timeout=600)
 
 
 EXHAUSTED = """

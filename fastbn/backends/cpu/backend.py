@@ -124,7 +124,7 @@ def sums(call: BackwardCall) -> BackwardSums:
     if call.x.size == 0:
         return _no_sums(call)
     dy, x, _ = layout.for_backward(call.dy, call.x, call.ctx.axis)
-    return BackwardSums(call.ctx.count, *launch().sums(dy, x, call.ctx.saved))
+    return BackwardSums(call.ctx.count, *launch().sums(dy, x, _writable(call.ctx)))
 
 
 def _no_sums(call: BackwardCall) -> BackwardSums:
@@ -144,10 +144,10 @@ def backward(call: BackwardCall) -> Gradients:
         buffer = dx if fits else layout.empty(template)
         target = layout.of(buffer, ctx.axis).view(buffer)
         if given is None:
-            given = BackwardSums(ctx.count, *launch().backward(dy, x, ctx.saved, ctx.frozen, target))
+            given = BackwardSums(ctx.count, *launch().backward(dy, x, _writable(ctx), ctx.frozen, target))
         else:
             rows = np.stack([given.sum_dy, given.sum_dy_xhat])
-            launch().gradient(dy, x, ctx.saved, rows, given.count, ctx.frozen, target)
+            launch().gradient(dy, x, _writable(ctx), rows, given.count, ctx.frozen, target)
         if not fits:
             dx[...] = buffer
     if call.over_x:
