@@ -79,8 +79,7 @@ gpu-simulated: $(VENV)/.test
 # What `make test` has not run.
 test-all: $(VENV)/.all
 	$(MAKE) --no-print-directory test-rest
-	$(MAKE) --no-print-directory --jobs=2 bounds gpu-simulated-rest
-	$(MAKE) --no-print-directory gpu-static
+	$(MAKE) --no-print-directory --jobs=2 bounds gpu-static gpu-simulated-rest
 	$(MAKE) --no-print-directory bench-once
 
 test-rest: $(VENV)/.all
