@@ -28,10 +28,18 @@ def packages(tmp_path):
     return {"env": copy_packages(tmp_path / "packages"), "cwd": tmp_path}
 
 
-@pytest.mark.parametrize("module", ["numba.core.types", "numba.core.typing.npydecl", "numba.np.ufunc.parallel"])
-def test_while_numba_is_imported(packages, module):
-    """Without care, the next call fails: module 'numba' has no attribute 'core'."""
+@pytest.mark.parametrize(
+    ("module", "entry"),
+    [
+        ("numba.core.types", "fastbn_kernels.cpu.jitted"),
+        ("numba.core.typing.npydecl", "fastbn_kernels.build.threads"),
+        ("numba.np.ufunc.parallel", "fastbn_kernels.cpu.normalize"),
+    ],
+)
+def test_while_numba_is_imported(packages, module, entry):
+    """Whichever door it comes in by. Without care, the next call fails: module 'numba' has no attribute 'core'."""
     script = """
+import importlib
 def watch(event, arguments):
     if event == "import" and arguments[0] == sys.argv[1] and not seen:
         seen.append(arguments[0])
@@ -39,11 +47,11 @@ def watch(event, arguments):
 seen = []
 sys.addaudithook(watch)
 def call():
-    import fastbn_kernels.cpu.normalize
+    importlib.import_module(sys.argv[2])
 pressed(call)
 assert seen
 """
-    assert "WARNING" not in run(CTRL_C + script + FOLD + "fold()", module, **packages)
+    assert "WARNING" not in run(CTRL_C + script + FOLD + "fold()", module, entry, **packages)
 
 
 PHASES = {
@@ -85,7 +93,7 @@ for place, call in zip(sys.argv[1:], todo, strict=True):
 
 SOME_TIME = """
 def first():
-    import fastbn_kernels.build.decorators  # NumPy too, whose own import does not survive an interrupt
+    import fastbn_kernels.build  # NumPy too, whose own import does not survive an interrupt
     exec(sys.argv[2], globals())
     fold()
     check("f")

@@ -15,15 +15,11 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+from numba import config, njit, prange, typeof, types
+from numba.core.compiler_lock import global_compiler_lock
 
-from fastbn_kernels.build import interrupts
-
-with interrupts.held_back():  # all that there is of Numba
-    from numba import config, njit, prange, typeof, types
-    from numba.core.compiler_lock import global_compiler_lock
-
-    from fastbn_kernels.build import cache, regions, spread, threads
-    from fastbn_kernels.build import forks as forks  # for what is done around a fork
+from fastbn_kernels.build import cache, interrupts, regions, spread, threads
+from fastbn_kernels.build import forks as forks  # for what is done around a fork
 
 __all__ = [
     "Array",

@@ -21,6 +21,8 @@ import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import fastbn_kernels.build  # noqa: F401  # Numba, while Ctrl-C waits
+
 if TYPE_CHECKING:
     from fastbn_kernels.build.decorators import Kernel
     from fastbn_kernels.cpu.jitted import (
