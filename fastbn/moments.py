@@ -15,6 +15,13 @@ from fastbn.checks import scalars
 Statistic = NDArray[np.float64]
 
 
+def held_mean(mean: Statistic) -> tuple[Statistic, Statistic]:
+    """Return a mean as arithmetic in float32 holds it, which is that on 16-bit data, and what that rounds off."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        held = mean.astype(np.float32).astype(np.float64)
+        return held, np.nan_to_num(mean - held, nan=0.0, posinf=0.0, neginf=0.0)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
     """Count, mean and sum of squared deviations of the values of each channel.

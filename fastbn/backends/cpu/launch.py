@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn.backends.cpu import plan
+from fastbn.moments import held_mean
 from fastbn_kernels.build import threads
 from fastbn_kernels.cpu import kernel
 from fastbn_kernels.cpu.small_calls import REFUSED
@@ -56,11 +57,8 @@ def forward(x: Array, saved: Array, eps: float, y: Array, tail: Any = None) -> N
 
 def normalize(x: Array, saved: Array, eps: float, y: Array, tail: Any = None) -> None:
     """Normalise with MEAN, MEAN_LO and VAR; fill INVSTD. For 16-bit x, fill MEAN_LO with what MEAN is rounded by."""
-    if x.itemsize == 2:  # the mean as the arithmetic holds it, and what that rounds off
-        with np.errstate(over="ignore", invalid="ignore"):
-            held = saved[MEAN].astype(np.float32).astype(np.float64)
-            saved[MEAN_LO] = np.nan_to_num(saved[MEAN] - held, nan=0.0, posinf=0.0, neginf=0.0)
-        saved[MEAN] = held
+    if x.itemsize == 2:
+        saved[MEAN], saved[MEAN_LO] = held_mean(saved[MEAN])
     _normalize(x, saved, eps, y, tail)
 
 

@@ -18,7 +18,7 @@ from fastbn.backends.cuda.device_call import DeviceCall
 from fastbn.call import BackwardCall, DoubleBackwardCall, ForwardCall, JvpCall, MomentsCall
 from fastbn.checks.place import on_gpu
 from fastbn.context import Context, Gradients
-from fastbn.moments import BackwardSums, Moments
+from fastbn.moments import BackwardSums, Moments, held_mean
 from fastbn_kernels.saved import M2, MEAN, MEAN_LO, ROWS, VAR
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -91,9 +91,7 @@ def _given_rows(moments: Moments, x: Array) -> Array:
     rows = np.zeros((ROWS, moments.mean.size))
     rows[MEAN], rows[VAR] = moments.mean, moments.var()
     if x.itemsize == 2:
-        with np.errstate(over="ignore", invalid="ignore"):
-            rows[MEAN] = moments.mean.astype(np.float32)
-            rows[MEAN_LO] = np.nan_to_num(moments.mean - rows[MEAN], nan=0.0, posinf=0.0, neginf=0.0)
+        rows[MEAN], rows[MEAN_LO] = held_mean(moments.mean)
     return rows
 
 
