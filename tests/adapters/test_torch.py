@@ -176,7 +176,7 @@ def test_a_compiled_model_has_no_graph_break_and_the_same_bits(rng, memory_forma
 
 
 def test_the_operators_are_what_they_declare(rng):
-    from fastbn.adapters import torch_function
+    from fastbn.adapters.torch import function as torch_function
 
     x, weight, bias, mean = (tensor(rng, s, torch.float64) for s in ((4, 3, 5), 3, 3, 3))
     leaves = [t.requires_grad_() for t in (x, weight, bias)]

@@ -1,103 +1,15 @@
-"""PyTorch's batch norm modules, computed by fastbn.
-
-    from fastbn.adapters.torch import convert
-
-    model = convert(model)  # or convert(model, inplace=True)
-
-`BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d` are PyTorch's own classes with another forward pass: options, state
-dicts, checkpoints, `isinstance` and `repr` are unchanged. `batch_norm` is `torch.nn.functional.batch_norm`.
-
-Tensors of float32, float64, float16 and (with `ml_dtypes`) bfloat16, on the CPU or a GPU, with parameters and
-statistics of float32 or float64, are fastbn's. Everything else is computed by PyTorch's own batch norm: parameters of
-16 bits, the other devices, subclasses of `Tensor`, calls under the transforms of `torch.func`, and calls that PyTorch
-refuses, so that the error is PyTorch's.
-"""
+"""PyTorch's batch norm modules with another forward pass, and models changed to them and back."""
 
 from __future__ import annotations
 
 import copy
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from fastbn.adapters import torch_function as function
+from fastbn.adapters.torch.functional import batch_norm
 
 Module = TypeVar("Module", bound=nn.Module)
-
-_PLAIN = (Tensor, nn.Parameter)
-
-
-def _fits(parameter: Tensor | None, x: Tensor) -> bool:
-    return parameter is None or (
-        parameter.dtype in function.PARAMETERS
-        and parameter.numel() == x.shape[1]
-        and parameter.is_cpu == x.is_cpu
-        and not parameter.is_meta
-    )
-
-
-def _is_ours(
-    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
-    training: bool, momentum: float, eps: float,
-) -> bool:  # fmt: skip
-    """Return whether fastbn computes a call."""
-    if type(x) not in _PLAIN or x.dtype not in function.DATA or x.layout is not torch.strided or x.ndim < 2:
-        return False
-    if not (x.is_cpu or (x.is_cuda and not torch.compiler.is_compiling())) or x.numel() == 0:
-        return False
-    if training and x.numel() == x.shape[1]:  # one value a channel has no variance: PyTorch's error
-        return False
-    if (running_mean is None) is not (running_var is None) or (running_mean is None and not training):
-        return False
-    if not (eps > 0 and 0 <= momentum <= 1):
-        return False
-    return _fits(weight, x) and _fits(bias, x) and _fits(running_mean, x) and _fits(running_var, x)
-
-
-def _is_traced() -> bool:
-    """Return whether somebody follows PyTorch's operations, of which fastbn's are none.
-
-    That is `torch.func`, `torch.jit.trace`, or a dispatch mode, such as a count of operations.
-    """
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-    )
-
-
-def batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """Do what `torch.nn.functional.batch_norm` does.
-
-    Parameters
-    ----------
-    input : Tensor of float32, float64, float16 or bfloat16, shape (N, C, ...)
-        Contiguous, channels-last or in any other order of its axes, which y and the gradient then have too.
-    running_mean, running_var, weight, bias, training, momentum, eps
-        As PyTorch's.
-
-    Returns
-    -------
-    Tensor
-        y. Its first and second derivatives are computed by fastbn, higher ones by PyTorch.
-    """
-    given = input, running_mean, running_var, weight, bias, training, momentum, eps
-    if torch.compiler.is_compiling():
-        return function.compiled(*given) if _is_ours(*given) else nn.functional.batch_norm(*given)
-    if _is_traced() or not _is_ours(*given):
-        return nn.functional.batch_norm(*given)
-    y: Tensor = function.BatchNormFunction.apply(*given)
-    return y
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
