@@ -120,13 +120,13 @@ def test_no_memory_is_an_error_of_jax(fails):
     """As a kernel does that cannot have its workspace, by raising MemoryError."""
 
     @scalar
-    def body(given, kernel, like, own, form):
+    def body(given, step, kernel, itemsize):
         if fails:
             raise MemoryError
         return False
 
     name = f"fastbn_test_no_memory_{fails}"
-    xla._register(name, body, "float32", (0, 0), 0)
+    xla._register(name, body, 0, 0, 4)
     call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((1,), np.float32))
     if fails:
         with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED: fastbn: no memory left"):

@@ -14,6 +14,7 @@ import numpy as np
 import fastbn
 from fastbn.adapters.jax import xla
 from fastbn.call import ForwardCall
+from fastbn_kernels.cpu.flat_calls import parameter_dtype
 from fastbn_kernels.saved import ROWS
 
 # What a context saves travels as pairs of uint32: JAX has no float64 unless it is switched on.
@@ -118,7 +119,7 @@ def _backward(options: _Options, x: Any, weight: Any, saved: Any, dy: Any) -> An
     dtypes = options.weight, options.bias
     if xla.takes(x.dtype.name, set(dtypes)):
         target = xla.backward(_split(x.shape, options.axis), x.dtype.name)
-        results = [(x.shape, x.dtype), *2 * [(channels, xla.parameter_dtype(x.dtype.name))]]
+        results = [(x.shape, x.dtype), *2 * [(channels, parameter_dtype(x.dtype.name))]]
         dx, *sums = _foreign(target, options, not options.training, results, [x, saved, dy])
         return dx, *(None if dtype is None else s for dtype, s in zip(dtypes, sums, strict=True))
     results = [(x.shape, x.dtype), *((channels, dtype) for dtype in dtypes)]

@@ -11,21 +11,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from numba import cfunc, config, typeof, types
+from numba import cfunc, config, types
 
 from fastbn.adapters.jax import xla_calls as calls
 from fastbn.adapters.jax import xla_frame as frame
 from fastbn.backends.cpu import plan
 from fastbn_kernels.build import interrupts, regions, threads
-from fastbn_kernels.cpu import kernel
-
-# A value of what kernels see of a dtype; 16-bit floats are their bits, told apart by the sign.
-LIKE: dict[str, Any] = {
-    "float32": np.float32(0),
-    "float64": np.float64(0),
-    "float16": np.int16(0),
-    "bfloat16": np.uint16(0),
-}
+from fastbn_kernels.build.addresses import address_of, call_bool, words
+from fastbn_kernels.cpu import flat_calls, kernel
+from fastbn_kernels.cpu.flat_calls import LIKE, parameter_dtype
 
 _lock = threading.Lock()
 _handlers: dict[str, Any] = {}  # what XLA knows, and has the addresses of
@@ -42,11 +36,6 @@ def version() -> tuple[int, int]:
     return major, minor
 
 
-def parameter_dtype(dtype: str) -> str:
-    """Return the dtype of the parameters that kernels take with data of a dtype."""
-    return "float64" if dtype == "float64" else "float32"
-
-
 def takes(dtype: str, parameters: set[str | None]) -> bool:
     """Return whether XLA can call kernels for data and parameters of these dtypes, on the processor that it uses."""
     ready = version()[0] == 0 and regions.known() and not config.DISABLE_JIT
@@ -58,23 +47,22 @@ def _plan(shape: tuple[int, int, int], itemsize: int) -> plan.Plan:
     return plan.make(*shape, itemsize, threads.count() if math.prod(shape) >= plan.PARALLEL_FROM else 1)
 
 
-def _register(name: str, body: Any, dtype: str, form: tuple[int, ...], address: int) -> None:
-    """Tell XLA a call of the kernel at an address."""
+def _register(name: str, body: Any, step: int, kernel: int, itemsize: int) -> None:
+    """Tell XLA a call of a step with a kernel, both at their addresses."""
     told = version()[0] | version()[1] << 32
-    like, own = LIKE[dtype], LIKE[parameter_dtype(dtype)]
-    signature = (types.int64[::1], types.int64, *(typeof(value) for value in (like, own, form)))
+    signature = (types.int64[::1], types.int64, types.int64, types.int64)
     body.compile(signature)
-    entry = frame.address_of(body, signature)
+    entry = address_of(body, signature)
 
     @cfunc(types.int64(types.int64))  # type: ignore[untyped-decorator]
     def handler(pointer: int) -> int:
-        given = frame.words(pointer, frame.LENGTH)
+        given = words(pointer, frame.LENGTH)
         if given[frame.EXTENSION] != 0:
             frame.tell_version(given, told)
             return 0
         failed = True
         try:
-            failed = frame.call_bool(entry, (given, address, like, own, form))
+            failed = call_bool(entry, (given, step, kernel, itemsize))
         except Exception:  # no memory; kernels raise nothing else
             failed = True
         return frame.no_memory(given) if failed else 0
@@ -95,9 +83,9 @@ def forward(shape: tuple[int, int, int], dtype: str, train: bool) -> Target:
     """Return what takes a forward pass of data (N, C, S): the kernel that the plan names."""
     own = _plan(shape, LIKE[dtype].dtype.itemsize)
     if own.call_forward is not None:
-        name = _known(calls.whole_forward, dtype, own, own.call_forward)
+        name = _known("whole_forward", dtype, own, own.call_forward)
     else:
-        name = _known(calls.forward, dtype, own, own.forward if train else own.normalize)
+        name = _known("forward", dtype, own, own.forward if train else own.normalize)
     return Target(name, own.past_cache[0], own.groups)
 
 
@@ -105,18 +93,19 @@ def backward(shape: tuple[int, int, int], dtype: str) -> Target:
     """Return what takes a backward pass of data (N, C, S): the kernel that the plan names."""
     own = _plan(shape, LIKE[dtype].dtype.itemsize)
     if own.call_backward is not None:
-        name = _known(calls.whole_backward, dtype, own, own.call_backward)
+        name = _known("whole_backward", dtype, own, own.call_backward)
     else:
-        name = _known(calls.backward, dtype, own, own.backward)
+        name = _known("backward", dtype, own, own.backward)
     return Target(name, own.past_cache[1], own.groups)
 
 
-def _known(body: Any, dtype: str, own: plan.Plan, kernel_name: str) -> str:
-    """Return the name of a call of a kernel, which XLA is told now if it does not know it yet."""
+def _known(step: str, dtype: str, own: plan.Plan, kernel_name: str) -> str:
+    """Return the name of a call of a kernel by a step, which XLA is told now if it does not know it yet."""
     name = f"fastbn_{kernel_name}_{dtype}"
     with _lock, interrupts.held_back():  # XLA must not know what is not kept, nor be told twice
         if name not in _handlers:
-            form = calls.CHANNELS_LAST if own.family == "channels_last" else calls.CHANNELS_FIRST
-            function = kernel(kernel_name).get(LIKE[dtype].dtype, own.parallel)
-            _register(name, body, dtype, form, frame.address_of(function))
+            at = flat_calls.step(step, dtype, own.family == "channels_last")
+            function = address_of(kernel(kernel_name).get(LIKE[dtype].dtype, own.parallel))
+            body = calls.forward if step.endswith("forward") else calls.backward
+            _register(name, body, at, function, np.dtype(parameter_dtype(dtype)).itemsize)
     return name

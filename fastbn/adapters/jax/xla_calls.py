@@ -1,8 +1,7 @@
-"""What XLA calls on its own buffers: a forward or a backward pass by one kernel, which comes by its address.
+"""What XLA calls on its own buffers: a forward or a backward pass, as the row of words that kernels' steps take.
 
-A call has the frame of XLA's (`xla_frame`), the address, a value of the dtype of x, one of that of parameters, and
-one of the shape that the kernels want x in. It returns whether it failed. It does what `fastbn.backends.cpu.launch`
-does in Python, with the same bits.
+Of a call they get the frame (`xla_frame`), a step and its kernel (`fastbn_kernels.cpu.flat_calls`) by their addresses,
+and the bytes of a parameter's value. They return whether the step refused, which it does not: XLA's buffers are apart.
 """
 
 from __future__ import annotations
@@ -11,127 +10,75 @@ from typing import Any
 
 import numpy as np
 from numba import config
-from numba.extending import overload
 
 from fastbn.adapters.jax import xla_frame as frame
-from fastbn.adapters.jax.xla_frame import call_int, call_none
 from fastbn_kernels.build import cache
+from fastbn_kernels.build.addresses import array, call_int
 from fastbn_kernels.build.decorators import scalar
-from fastbn_kernels.cpu import small_calls
-from fastbn_kernels.cpu.small_calls import REFUSED
-from fastbn_kernels.saved import ROWS
+from fastbn_kernels.cpu import flat_calls as flat
 
 # The numbers of a call. Absent parameters are not among its buffers; FLAG is training, or backward, frozen.
 N, C, S, EPS, MOMENTUM, CORRECTION, FLAG, PAST_CACHE, GROUPS, HAS_WEIGHT, HAS_BIAS, HAS_RUNNING, NUMBERS = range(13)
 
-CHANNELS_LAST, CHANNELS_FIRST = (0, 0), (0, 0, 0)  # values of shapes
 
-
-def shape_like(form: Any, numbers: Any) -> Any:
-    """Return the shape of x as kernels take it: (N, C) or (N, C, S)."""
-
-
-@overload(shape_like)  # type: ignore[untyped-decorator]
-def _shape_like(form: Any, numbers: Any) -> Any:
-    def channels_last(form: Any, numbers: Any) -> Any:
-        return np.int64(numbers[N]), np.int64(numbers[C])
-
-    def channels_first(form: Any, numbers: Any) -> Any:
-        return np.int64(numbers[N]), np.int64(numbers[C]), np.int64(numbers[S])
-
-    return channels_last if form.count == len(CHANNELS_LAST) else channels_first
-
-
-# ---------------------------------------------------------------- forward
+@scalar
+def begun(given: Any, kernel: int) -> Any:
+    """Return a row without data, as words, and the numbers of the call."""
+    numbers = frame.numbers(given, NUMBERS)
+    row = np.zeros(flat.WORDS, np.int64)
+    values = row.view(np.float64)
+    row[flat.KERNEL] = kernel
+    row[flat.N], row[flat.C], row[flat.S] = np.int64(numbers[N]), np.int64(numbers[C]), np.int64(numbers[S])
+    row[flat.FLAG], row[flat.PAST_CACHE], row[flat.GROUPS] = (
+        np.int64(numbers[FLAG]), np.int64(numbers[PAST_CACHE]), np.int64(numbers[GROUPS])
+    )  # fmt: skip
+    values[flat.EPS], values[flat.MOMENTUM], values[flat.CORRECTION] = (
+        numbers[EPS], numbers[MOMENTUM], numbers[CORRECTION]
+    )  # fmt: skip
+    return row, numbers
 
 
 @scalar
-def opened(given: Any, like: Any, own: Any, form: Any) -> Any:
-    """Return x, weight, bias, running mean and variance, y, saved, numbers; running statistics are the next ones."""
-    numbers = frame.numbers(given, NUMBERS)
-    channels = np.int64(numbers[C])
-    shape = shape_like(form, numbers)
-    x = frame.array(frame.buffer(given, frame.ARGUMENTS, 0), shape, like)
-    y = frame.array(frame.buffer(given, frame.RESULTS, 0), shape, like)
-    saved = frame.array(frame.buffer(given, frame.RESULTS, 1), (ROWS, channels), np.float64(0))
-    lengths, addresses = np.empty(4, np.int64), np.zeros(4, np.int64)
+def run(step: int, row: Any) -> bool:
+    """Call a step."""
+    refused: bool = call_int(step, (row.ctypes.data,)) != 0
+    return refused
+
+
+@scalar
+def forward(given: Any, step: int, kernel: int, itemsize: int) -> bool:
+    """Go forward; running statistics are the next ones, which begin as the old ones."""
+    row, numbers = begun(given, kernel)
+    row[flat.X] = frame.buffer(given, frame.ARGUMENTS, 0)
+    row[flat.OUT] = frame.buffer(given, frame.RESULTS, 0)
+    row[flat.SAVED] = frame.buffer(given, frame.RESULTS, 1)
     at = 1
     for i in range(4):
-        lengths[i] = channels * np.int64(numbers[HAS_WEIGHT + min(i, 2)])
-        if lengths[i] != 0:
-            addresses[i] = frame.buffer(given, frame.ARGUMENTS, at)
+        if numbers[HAS_WEIGHT + min(i, 2)] != 0:
+            row[flat.WEIGHT + i] = frame.buffer(given, frame.ARGUMENTS, at)
             at += 1
-    if numbers[FLAG] != 0 and lengths[2] != 0:  # the next ones begin as the old ones
+    if numbers[FLAG] != 0 and numbers[HAS_RUNNING] != 0:
         for i in (2, 3):
-            old, new = addresses[i], frame.buffer(given, frame.RESULTS, i)
-            frame.array(new, (channels,), own)[:] = frame.array(old, (channels,), own)
-            addresses[i] = new
-    weight = frame.array(addresses[0], (lengths[0],), own)
-    bias = frame.array(addresses[1], (lengths[1],), own)
-    mean = frame.array(addresses[2], (lengths[2],), own)
-    var = frame.array(addresses[3], (lengths[3],), own)
-    return x, weight, bias, mean, var, y, saved, numbers
+            new = frame.buffer(given, frame.RESULTS, i)
+            size = (row[flat.C] * itemsize,)
+            array(new, size, np.uint8(0))[:] = array(row[flat.WEIGHT + i], size, np.uint8(0))
+            row[flat.WEIGHT + i] = new
+    return run(step, row)
 
 
 @scalar
-def whole_forward(given: Any, kernel: int, like: Any, own: Any, form: Any) -> bool:
-    """Go forward by a kernel that does everything."""
-    x, weight, bias, mean, var, y, saved, numbers = opened(given, like, own, form)
-    options = numbers[MOMENTUM], numbers[CORRECTION], numbers[EPS], numbers[FLAG] != 0
-    refused: bool = call_int(kernel, (x, weight, bias, mean, var) + options + (y, saved)) == REFUSED  # noqa: RUF005
-    return refused
-
-
-@scalar
-def forward(given: Any, kernel: int, like: Any, own: Any, form: Any) -> bool:
-    """Normalise by a kernel, with the batch's own statistics or running ones."""
-    x, weight, bias, mean, var, y, saved, numbers = opened(given, like, own, form)
-    training = numbers[FLAG] != 0
-    small_calls.begin_saved(x, weight, bias, mean, var, training, saved)
-    call_none(kernel, (x, saved, numbers[EPS], numbers[PAST_CACHE] != 0, np.int64(numbers[GROUPS]), y))
-    if training:
-        count: Any = np.int64(numbers[N]) * np.int64(numbers[S])
-        small_calls.move_running(count, mean, var, numbers[MOMENTUM], numbers[CORRECTION], saved)
-    return False
-
-
-# ---------------------------------------------------------------- backward
-
-
-@scalar
-def opened_back(given: Any, like: Any, own: Any, form: Any) -> Any:
-    """Return dy, x, saved, dx, dweight, dbias, numbers."""
-    numbers = frame.numbers(given, NUMBERS)
-    channels = np.int64(numbers[C])
-    shape = shape_like(form, numbers)
-    x = frame.array(frame.buffer(given, frame.ARGUMENTS, 0), shape, like)
-    saved = frame.array(frame.buffer(given, frame.ARGUMENTS, 1), (ROWS, channels), np.float64(0))
-    dy = frame.array(frame.buffer(given, frame.ARGUMENTS, 2), shape, like)
-    dx = frame.array(frame.buffer(given, frame.RESULTS, 0), shape, like)
-    dweight = frame.array(frame.buffer(given, frame.RESULTS, 1), (channels,), own)
-    dbias = frame.array(frame.buffer(given, frame.RESULTS, 2), (channels,), own)
-    return dy, x, saved, dx, dweight, dbias, numbers
-
-
-@scalar
-def whole_backward(given: Any, kernel: int, like: Any, own: Any, form: Any) -> bool:
-    """Go back by a kernel that does everything."""
-    dy, x, saved, dx, dweight, dbias, numbers = opened_back(given, like, own, form)
-    refused: bool = call_int(kernel, (dy, x, saved, numbers[FLAG] != 0, dx, dweight, dbias)) == REFUSED
-    return refused
-
-
-@scalar
-def backward(given: Any, kernel: int, like: Any, own: Any, form: Any) -> bool:
-    """Sum and write dx by a kernel."""
-    dy, x, saved, dx, dweight, dbias, numbers = opened_back(given, like, own, form)
-    sums = np.empty((2, dbias.size))
-    options = numbers[FLAG] != 0, numbers[PAST_CACHE] != 0, np.int64(numbers[GROUPS])
-    call_none(kernel, (dy, x, saved) + options + (dx, sums))  # noqa: RUF005
-    dbias[:], dweight[:] = sums[0], sums[1]
-    return False
+def backward(given: Any, step: int, kernel: int, itemsize: int) -> bool:
+    """Go back."""
+    row, _ = begun(given, kernel)
+    row[flat.X] = frame.buffer(given, frame.ARGUMENTS, 0)
+    row[flat.SAVED] = frame.buffer(given, frame.ARGUMENTS, 1)
+    row[flat.DY] = frame.buffer(given, frame.ARGUMENTS, 2)
+    row[flat.OUT] = frame.buffer(given, frame.RESULTS, 0)
+    row[flat.FIRST] = frame.buffer(given, frame.RESULTS, 1)
+    row[flat.SECOND] = frame.buffer(given, frame.RESULTS, 2)
+    return run(step, row)
 
 
 if not config.DISABLE_JIT:  # compiled once a machine, then loaded
-    for body in (whole_forward, forward, whole_backward, backward):
+    for body in (forward, backward):
         cache.enable(body)

@@ -1,0 +1,135 @@
+"""A whole call as a row of words, for compiled code that knows kernels and data by their addresses.
+
+Whoever has a host's buffers (XLA's adapter, PyTorch's) fills in a row of WORDS words and calls a step at its address:
+one of four functions, ``int step(intptr_t words)`` in Numba's calling convention, compiled for the dtype of the data
+and the axes that the kernel wants. They do what `fastbn.backends.cpu.launch` does in Python, with the same bits, and
+return whether they refused; then nothing was written. Absent parameters have the address 0.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core.compiler_lock import global_compiler_lock
+from numba.extending import overload
+
+from fastbn_kernels.build import cache, interrupts
+from fastbn_kernels.build.addresses import address_of, array, call_int, call_none, words
+from fastbn_kernels.build.decorators import scalar
+from fastbn_kernels.cpu.small_calls import REFUSED, backward_fits, begin_saved, forward_fits, move_running
+from fastbn_kernels.saved import ROWS
+
+# The words: a kernel's address, those of data, and numbers. OUT is y or dx; FIRST and SECOND are the running mean and
+# variance or, backward, dweight and dbias; FLAG is training or, backward, whether the statistics were frozen.
+KERNEL, X, DY, OUT, SAVED, WEIGHT, BIAS, FIRST, SECOND, N, C, S, FLAG, PAST_CACHE, GROUPS = range(15)
+# And the words that are float64.
+EPS, MOMENTUM, CORRECTION = range(15, 18)
+WORDS = 18
+
+CHANNELS_LAST, CHANNELS_FIRST = (0, 0), (0, 0, 0)  # values of shapes
+
+# A value of what kernels see of a dtype; 16-bit floats are their bits, told apart by the sign.
+LIKE: dict[str, Any] = {
+    "float32": np.float32(0),
+    "float64": np.float64(0),
+    "float16": np.int16(0),
+    "bfloat16": np.uint16(0),
+}
+
+
+def parameter_dtype(dtype: str) -> str:
+    """Return the dtype of the parameters that kernels take with data of a dtype."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def shape_like(form: Any, row: Any) -> Any:
+    """Return the shape of x as kernels take it: (N, C) or (N, C, S)."""
+
+
+@overload(shape_like)  # type: ignore[untyped-decorator]
+def _shape_like(form: Any, row: Any) -> Any:
+    def channels_last(form: Any, row: Any) -> Any:
+        return row[N], row[C]
+
+    def channels_first(form: Any, row: Any) -> Any:
+        return row[N], row[C], row[S]
+
+    return channels_last if form.count == len(CHANNELS_LAST) else channels_first
+
+
+@scalar
+def parameter(row: Any, at: int, own: Any) -> Any:
+    """Return the values of a parameter, none of an absent one."""
+    return array(row[at], (row[C] if row[at] != 0 else 0,), own)
+
+
+@scalar
+def opened(pointer: int, like: Any, own: Any, form: Any) -> Any:
+    """Return the row as words and as float64, x, what is written, saved, and the words FIRST and SECOND."""
+    row = words(pointer, WORDS)
+    shape = shape_like(form, row)
+    x, out = array(row[X], shape, like), array(row[OUT], shape, like)
+    saved = array(row[SAVED], (ROWS, row[C]), np.float64(0))
+    return row, row.view(np.float64), x, out, saved, parameter(row, FIRST, own), parameter(row, SECOND, own)
+
+
+def _steps(like: Any, own: Any, form: Any) -> dict[str, Any]:
+    """Return the steps for data and parameters like these; `form` is a value of the shape of x."""
+
+    def whole_forward(pointer: int) -> Any:
+        """Go forward by a kernel that does everything."""
+        row, numbers, x, y, saved, mean, var = opened(pointer, like, own, form)
+        weight, bias = parameter(row, WEIGHT, own), parameter(row, BIAS, own)
+        options = numbers[MOMENTUM], numbers[CORRECTION], numbers[EPS], row[FLAG] != 0
+        return call_int(row[KERNEL], (x, weight, bias, mean, var) + options + (y, saved, None)) == REFUSED  # noqa: RUF005
+
+    def forward(pointer: int) -> Any:
+        """Normalise by a kernel, with the batch's own statistics or running ones."""
+        row, numbers, x, y, saved, mean, var = opened(pointer, like, own, form)
+        weight, bias = parameter(row, WEIGHT, own), parameter(row, BIAS, own)
+        training, count, correction = row[FLAG] != 0, row[N] * row[S], numbers[CORRECTION]
+        if not forward_fits(count, x, weight, bias, mean, var, correction, training, y, saved):
+            return True
+        begin_saved(x, weight, bias, mean, var, training, saved)
+        call_none(row[KERNEL], (x, saved, numbers[EPS], row[PAST_CACHE] != 0, row[GROUPS], y, None))
+        if training:
+            move_running(count, mean, var, numbers[MOMENTUM], correction, saved)
+        return False
+
+    def whole_backward(pointer: int) -> Any:
+        """Go back by a kernel that does everything."""
+        row, _, x, dx, saved, dweight, dbias = opened(pointer, like, own, form)
+        dy = array(row[DY], shape_like(form, row), like)
+        return call_int(row[KERNEL], (dy, x, saved, row[FLAG] != 0, dx, dweight, dbias, None)) == REFUSED
+
+    def backward(pointer: int) -> Any:
+        """Sum and write dx by a kernel."""
+        row, _, x, dx, saved, dweight, dbias = opened(pointer, like, own, form)
+        dy = array(row[DY], shape_like(form, row), like)
+        if not backward_fits(dy, x, dx):
+            return True
+        sums = np.empty((2, row[C]))
+        options = row[FLAG] != 0, row[PAST_CACHE] != 0, row[GROUPS]
+        call_none(row[KERNEL], (dy, x, saved) + options + (dx, sums, None))  # noqa: RUF005
+        dbias[:], dweight[:] = sums[0], sums[1]
+        return False
+
+    return {step.__name__: scalar(step) for step in (whole_forward, forward, whole_backward, backward)}
+
+
+@functools.cache
+def step(name: str, dtype: str, channels_last: bool) -> int:
+    """Return the address of a step, by its name in `_steps`; compiled once a machine, then loaded."""
+    form = CHANNELS_LAST if channels_last else CHANNELS_FIRST
+    found = _steps(LIKE[dtype], LIKE[parameter_dtype(dtype)], form)[name]
+    _kept.append(found)
+    cache.enable(found)
+    with global_compiler_lock, interrupts.held_back():
+        found.compile(types.intp(types.int64))
+    return address_of(found)
+
+
+_kept: list[Any] = []  # the machine code of what callers have the addresses of
