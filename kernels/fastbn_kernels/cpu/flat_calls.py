@@ -1,7 +1,7 @@
 """A whole call as a row of words, for compiled code that knows kernels and data by their addresses.
 
 Whoever has a host's buffers (XLA's adapter, PyTorch's) fills in a row of WORDS words and calls a step at its address:
-one of four functions, ``int step(intptr_t words)`` in Numba's calling convention, compiled for the dtype of the data
+one of these functions, ``int step(intptr_t words)`` in Numba's calling convention, compiled for the dtype of the data
 and the axes that the kernel wants. They do what `fastbn.backends.cpu.launch` does in Python, with the same bits, and
 return whether they refused; then nothing was written. Absent parameters have the address 0.
 """
@@ -19,8 +19,10 @@ from numba.extending import overload
 from fastbn_kernels.build import cache, interrupts
 from fastbn_kernels.build.addresses import address_of, array, call_int, call_none, words
 from fastbn_kernels.build.decorators import scalar
+from fastbn_kernels.cpu.moments import as_pair
+from fastbn_kernels.cpu.normalize import all_params
 from fastbn_kernels.cpu.small_calls import REFUSED, backward_fits, begin_saved, forward_fits, move_running
-from fastbn_kernels.saved import ROWS
+from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, ROWS
 
 # The words: a kernel's address, those of data, and numbers. OUT is y or dx; FIRST and SECOND are the running mean and
 # variance or, backward, dweight and dbias; FLAG is training or, backward, whether the statistics were frozen.
@@ -117,7 +119,22 @@ def _steps(like: Any, own: Any, form: Any) -> dict[str, Any]:
         dbias[:], dweight[:] = sums[0], sums[1]
         return False
 
-    return {step.__name__: scalar(step) for step in (whole_forward, forward, whole_backward, backward)}
+    def restore(pointer: int) -> Any:
+        """Fill `saved` for a backward pass: with running statistics if frozen, else from float64 means and invstds."""
+        row, numbers, x, _, saved, mean, var = opened(pointer, like, own, form)
+        weight, frozen = parameter(row, WEIGHT, own), row[FLAG] != 0
+        if frozen:
+            begin_saved(x, weight, weight[:0], mean, var, False, saved)
+            all_params(saved, numbers[EPS])
+        else:
+            begin_saved(x, weight, weight[:0], mean, var, True, saved)
+            means, invstds = parameter(row, FIRST, np.float64(0)), parameter(row, SECOND, np.float64(0))
+            for c in range(means.size):
+                saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, means[c], 0.0)
+                saved[INVSTD, c] = invstds[c]
+        return False
+
+    return {step.__name__: scalar(step) for step in (whole_forward, forward, whole_backward, backward, restore)}
 
 
 @functools.cache

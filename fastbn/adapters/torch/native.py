@@ -1,0 +1,295 @@
+"""fastbn as PyTorch's own batch norm on the CPU: what the dispatcher is told, and whose calls are meant.
+
+The first need registers compiled code (`native_calls`) as the kernels of `aten::native_batch_norm` and its backward.
+Calls stay PyTorch's until somebody says otherwise: `enable` for the process, `mine` for the calling thread, which
+`functional.batch_norm` says around one call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import cfunc, config, types
+
+from fastbn.adapters.torch import native_calls as calls
+from fastbn.adapters.torch import shim
+from fastbn.backends.cpu import plan
+from fastbn_kernels.build import interrupts, spread
+from fastbn_kernels.build.addresses import address_of, call_int
+from fastbn_kernels.cpu import flat_calls, kernel
+
+log = logging.getLogger("fastbn")
+
+_MESSAGES = {
+    calls.NO_MEMORY: b"fastbn: no memory for the results of batch norm",
+    calls.ONE_STATISTIC: b"batch_norm: expected running_mean and running_var both or neither, got one",
+    calls.NO_KERNEL: b"fastbn: a kernel could not be made, see the message before this",
+}
+_NAMES = {
+    calls.THEIRS: b"aten::_native_batch_norm_legit",
+    calls.THEIRS_WITHOUT: b"aten::_native_batch_norm_legit",
+    calls.NO_STATISTICS: b"no_stats",
+    calls.NO_OVERLOAD: b"",
+    calls.THEIRS_BACK: b"aten::batch_norm_backward",
+}
+
+_plans = np.zeros(calls.PLANS_KEPT * calls.PLAN, np.int64)
+_table = np.zeros(calls.LENGTH, np.int64)
+_kept: list[Any] = [_plans, _table]  # what machine code has the addresses of
+_lock = threading.Lock()
+
+# ---------------------------------------------------------------- plans
+
+
+def _resolve(address: int) -> int:
+    """Complete a plan whose keys are given, and keep it; return whether that worked."""
+    found = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_int64)), (calls.PLAN,))
+    try:
+        with interrupts.held_back():
+            _complete(found)
+    except Exception:
+        log.exception("fastbn: no kernel for a batch norm of PyTorch's")
+        return 0
+    _keep(found)
+    return 1
+
+
+def _complete(found: Any) -> None:
+    N, C, S, kind = (int(n) for n in found[: calls.KEYS])
+    operation, kind = kind % calls.OPERATIONS, kind // calls.OPERATIONS
+    dtype, threads = shim.DTYPES[kind % calls.DTYPES], kind // calls.DTYPES
+    like = flat_calls.LIKE[dtype].dtype
+    own = plan.make(N, C, S, like.itemsize, threads if N * C * S >= plan.PARALLEL_FROM else 1)
+    back = operation == calls.BACKWARD
+    if operation == calls.RESTORE:
+        step, name = "restore", None
+    elif own.call_forward is not None:
+        step, name = ("whole_backward", own.call_backward) if back else ("whole_forward", own.call_forward)
+    else:
+        step = "backward" if back else "forward"
+        name = {calls.FORWARD: own.forward, calls.NORMALIZE: own.normalize, calls.BACKWARD: own.backward}[operation]
+    found[calls.STEP] = flat_calls.step(step, dtype, own.family == "channels_last")
+    found[calls.KERNEL] = 0 if name is None else address_of(kernel(name).get(like, own.parallel))
+    found[calls.PAST_CACHE], found[calls.GROUPS], found[calls.PARALLEL] = own.past_cache[back], own.groups, own.parallel
+
+
+def _keep(found: Any) -> None:
+    """Put a plan where compiled code looks for it, if there is room; its KIND, which nobody takes for 0, goes last."""
+    with _lock:
+        N, C, S, kind = (int(n) for n in found[: calls.KEYS])
+        first = N * 7919 + C * 104729 + S * 1299709 + kind * 15485863
+        for probe in range(calls.PROBES):
+            at = (first + probe) % calls.PLANS_KEPT * calls.PLAN
+            kept = _plans[at : at + calls.PLAN]
+            if kept[calls.KIND] == 0:
+                for word in (w for w in range(calls.PLAN) if w != calls.KIND):
+                    kept[word] = found[word]
+                kept[calls.KIND] = kind
+                return
+            if (kept[: calls.KEYS] == found[: calls.KEYS]).all():
+                return
+
+
+# ---------------------------------------------------------------- machine code around the compiled code
+
+
+def _entry(name: str, function: Any, thrower: int) -> Any:
+    """Return what the dispatcher calls: it throws a C++ exception with the message that the compiled code returns.
+
+    The throwing function is jumped to, in the place of this one, so no frame of ours is unwound.
+    """
+    function.compile(types.int64(types.int64, types.int64))
+    compiled, table = address_of(function), _table.ctypes.data
+
+    @cfunc(types.int64(types.int64))  # type: ignore[untyped-decorator]
+    def run(stack: int) -> int:
+        return call_int(compiled, (stack, table))
+
+    module = ir.Module(name)
+    word = ir.IntType(64)
+    kind = ir.FunctionType(ir.VoidType(), [word] * 3)
+    entry = ir.Function(module, kind, name)
+    builder = ir.IRBuilder(entry.append_basic_block())
+    inner = builder.inttoptr(word(run.address), ir.FunctionType(word, [word]).as_pointer())
+    said = builder.call(inner, [entry.args[0]])
+    with builder.if_then(builder.icmp_unsigned("!=", said, word(0)), likely=False):
+        throw = builder.inttoptr(word(thrower), kind.as_pointer())
+        builder.call(throw, [said, *entry.args[1:]], tail="musttail")
+        builder.ret_void()
+    builder.ret_void()
+    _kept.append(run)
+    return module
+
+
+def _choosing(module: Any, key: int) -> None:
+    """Write what a thread says whose calls are meant with, and what asks it."""
+    python = ctypes.pythonapi
+    word = ir.IntType(64)
+    for name, function, values in (
+        ("mine", "PyThread_tss_set", (1,)), ("not_mine", "PyThread_tss_set", (0,)), ("is_mine", "PyThread_tss_get", ()),
+    ):  # fmt: skip
+        builder = ir.IRBuilder(ir.Function(module, ir.FunctionType(word, []), name).append_basic_block())
+        address = _address(getattr(python, function))
+        kind = ir.FunctionType(word, [word] * (1 + len(values)))
+        called = builder.inttoptr(word(address), kind.as_pointer())
+        builder.ret(builder.call(called, [word(key), *(word(value) for value in values)]))
+
+
+def _machine(modules: list[Any]) -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple().create_target_machine(opt=2, jit=True)
+    for module in modules:
+        module.triple = target.triple
+    first, *others = (llvm.parse_assembly(str(module)) for module in modules)
+    engine = llvm.create_mcjit_compiler(first, target)
+    for module in others:
+        engine.add_module(module)
+    engine.finalize_object()
+    return engine
+
+
+def _address(function: Any) -> int:
+    """Return where a function of C is."""
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def _thrower() -> int | None:
+    """Return the address of the C++ library's function that throws a `std::runtime_error` with a message."""
+    names = {
+        "linux": ("libstdc++.so.6", "_ZSt21__throw_runtime_errorPKc"),
+        "darwin": ("libc++.1.dylib", "_ZNSt3__121__throw_runtime_errorEPKc"),
+    }
+    try:
+        library, function = names[sys.platform]
+        return _address(getattr(ctypes.CDLL(library), function))
+    except (KeyError, OSError, AttributeError):
+        return None
+
+
+# ---------------------------------------------------------------- registration
+
+mine: Callable[[], None]
+not_mine: Callable[[], None]
+
+
+@functools.cache
+def works() -> bool:
+    """Tell PyTorch about fastbn's kernels, once; return whether that worked.
+
+    It does with the releases that say why a call failed (2.13 and later), where parallel loops can be led to PyTorch's
+    pool (`fastbn_kernels.build.spread`).
+    """
+    with interrupts.held_back():
+        try:
+            return _register()
+        except Exception as error:
+            log.warning("fastbn: PyTorch's batch norm goes by Python: %s: %s", type(error).__name__, error)
+            return False
+
+
+def _register() -> bool:
+    global mine, not_mine
+    thrower = _thrower()
+    if config.DISABLE_JIT or config.BOUNDSCHECK or thrower is None or shim.library() is None or not spread.works():
+        return False
+    _table[: shim.END] = shim.addresses()
+    texts = {at: ctypes.create_string_buffer(text) for at, text in (_MESSAGES | _NAMES).items()}
+    for at, buffer in texts.items():
+        _table[at] = ctypes.addressof(buffer)
+    resolve = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(_resolve)
+    _table[calls.RESOLVE] = _address(resolve)
+    _table[calls.EXCHANGE] = spread.exchange_address()
+    _table[calls.PLANS] = _plans.ctypes.data
+    _table[calls.VERSION] = shim.version()
+    if sys.platform == "linux":
+        _table[calls.ADVISE] = _address(ctypes.CDLL(None).madvise)
+    modules = [
+        _entry(f"fastbn_{name}", function, thrower) for name, function in (("f", calls.forward), ("b", calls.backward))
+    ]
+    _choosing(modules[0], spread._new_key())
+    engine = _machine(modules)
+    _table[calls.MINE] = engine.get_function_address("is_mine")
+    signature = ctypes.PYFUNCTYPE(None)
+    mine, not_mine = (signature(engine.get_function_address(name)) for name in ("mine", "not_mine"))
+    _kept.extend((texts, resolve, engine))
+    entries = {"native_batch_norm": "fastbn_f", "native_batch_norm_backward": "fastbn_b"}
+    _tell({name: engine.get_function_address(entry) for name, entry in entries.items()})
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+    return True
+
+
+def _after_fork() -> None:
+    """Keep to one thread: GNU's OpenMP, which PyTorch's pool is, does not start threads in a child."""
+    _table[calls.SINGLE] = 1
+
+
+class _Scope:
+    """What makes PyTorch's own code call a function, so that its warnings come as Python's."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def __torch_function__(self, *_: Any) -> None:
+        self.function()
+
+
+def _tell(operators: dict[str, int]) -> None:
+    """Register kernels of the CPU for operators of PyTorch's, without its warning that they had others."""
+    library = shim.library()
+    failed = []
+
+    def register() -> None:
+        handle = ctypes.c_void_p()
+        call = ctypes.PyDLL(library._name)
+        failed.append(call.aoti_torch_library_init_impl(b"aten", b"CPU", b"fastbn", ctypes.c_uint32(1),
+                                                        ctypes.byref(handle)))  # fmt: skip
+        for name, address in operators.items():
+            failed.append(call.torch_library_impl(handle, name.encode(), ctypes.c_void_p(address),
+                                                  ctypes.c_uint64(shim.version())))  # fmt: skip
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(TypeError):  # what `add` says to a result that is no tensor, if it does
+            torch.add(_Scope(register), 1)
+    if not failed or any(failed):
+        raise RuntimeError(f"PyTorch did not take fastbn's kernels: {failed}")
+
+
+def enable() -> None:
+    """Let fastbn compute every batch norm of this process on the CPU, whatever model it is in.
+
+    `torch.nn.BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d`, `torch.nn.functional.batch_norm` and all else that calls
+    `aten::native_batch_norm` on the CPU, forward and backward; no model is changed. What fastbn does not take stays
+    PyTorch's (`fastbn.adapters.torch`), and so do compiled models, whose batch norm the compiler writes itself.
+
+    Raises
+    ------
+    RuntimeError
+        If this release of PyTorch has no interface for that; `convert` works there.
+    """
+    if not works():
+        raise RuntimeError(
+            f"enable: expected PyTorch 2.13 or later on Linux or macOS, and compiled kernels; got {torch.__version__} "
+            f"on {sys.platform}; use convert(model)"
+        )
+    _table[calls.ALL] = 1
+
+
+def disable() -> None:
+    """Give batch norms back to PyTorch; of what went forward before, the backward pass stays fastbn's."""
+    _table[calls.ALL] = 0
