@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from fastbn.adapters.torch import function
+from fastbn.adapters.torch import function, native
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -49,6 +52,15 @@ def _is_traced() -> bool:
     )
 
 
+def _by_pytorchs_operator(*given: Any) -> Tensor:
+    """Let PyTorch make the call, its operator fastbn's; what that does not take is PyTorch's own, errors too."""
+    try:
+        native.mine()
+        return nn.functional.batch_norm(*given)
+    finally:
+        native.not_mine()
+
+
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -76,7 +88,11 @@ def batch_norm(
     given = input, running_mean, running_var, weight, bias, training, momentum, eps
     if torch.compiler.is_compiling():
         return function.compiled(*given) if _is_ours(*given) else nn.functional.batch_norm(*given)
-    if _is_traced() or not _is_ours(*given):
+    if _is_traced():
+        return nn.functional.batch_norm(*given)
+    if input.is_cpu and forward_ad._current_level < 0 and native.works():
+        return _by_pytorchs_operator(*given)
+    if not _is_ours(*given):
         return nn.functional.batch_norm(*given)
     y: Tensor = function.BatchNormFunction.apply(*given)
     return y

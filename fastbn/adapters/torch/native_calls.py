@@ -204,9 +204,12 @@ def forward(pointer: int, table_pointer: int) -> int:
         said = our_forward(table, stack, answer)
         if said != NOT_OURS:
             return said
-    if (stack[3] == 0) != (stack[4] == 0):
+    mean, var = seen(table, stack[3], answer), seen(table, stack[4], answer)
+    if (mean == 0) != (var == 0):
         return table[ONE_STATISTIC]
-    if stack[3] == 0:
+    if mean == 0:
+        delete(table, taken(table, stack[3]))
+        delete(table, taken(table, stack[4]))
         stack[3], stack[4], stack[5] = stack[5], stack[6], stack[7]
         return call_theirs(table, THEIRS_WITHOUT, NO_STATISTICS, stack)
     stack[3], stack[4] = taken(table, stack[3]), taken(table, stack[4])
@@ -217,7 +220,12 @@ def forward(pointer: int, table_pointer: int) -> int:
 def our_forward(table: Any, stack: Any, answer: Any) -> int:
     """Compute the call; NOT_OURS has written nothing."""
     given = stack[0]
-    weight, bias, mean, var = seen(stack[1]), seen(stack[2]), seen(stack[3]), seen(stack[4])
+    weight, bias, mean, var = (
+        seen(table, stack[1], answer),
+        seen(table, stack[2], answer),
+        seen(table, stack[3], answer),
+        seen(table, stack[4], answer),
+    )
     training, numbers = stack[5] & 255, stack.view(np.float64)
     momentum, eps = numbers[6], numbers[7]
     dtype = dtype_of(table, given, answer)
@@ -290,7 +298,7 @@ def backward(pointer: int, table_pointer: int) -> int:
     stack = words(pointer, 10)
     answer = np.empty(1, np.int64)
     dtype = dtype_of(table, stack[1], answer)
-    kept = seen(stack[5])
+    kept = seen(table, stack[5], answer)
     if kept != 0 and dtype != 0 and dtype_of(table, kept, answer) == FLOAT64:
         # PyTorch's own has no memory in inference, and is float64 if x is.
         space = ask(table[STORAGE_SIZE], kept, answer)
@@ -312,7 +320,7 @@ def backward(pointer: int, table_pointer: int) -> int:
 @scalar
 def holds_rows(table: Any, stack: Any, space: int, answer: Any) -> bool:
     """Return whether the mean and invstd that were kept are views of all rows, and so still lie where they were."""
-    kept, invstd = seen(stack[5]), seen(stack[6])
+    kept, invstd = seen(table, stack[5], answer), seen(table, stack[6], answer)
     if invstd == 0:
         return False
     sizes, _ = axes_of(table, stack[1], answer)
@@ -344,15 +352,15 @@ def rows_of(table: Any, stack: Any, dtype: int, shape: Any, space: int, answer: 
     training = stack[7] & 255
     channels = shape[1]
     if training != 0 and holds_rows(table, stack, space, answer):
-        return ask(table[DATA], seen(stack[5]), answer) - 8 * ROWS * channels, 0
+        return ask(table[DATA], seen(table, stack[5], answer), answer) - 8 * ROWS * channels, 0
     row, step, _ = begun(table, RESTORE, dtype, shape, answer)
     first, second = (5, 6) if training != 0 else (3, 4)
-    mean, var = seen(stack[first]), seen(stack[second])
+    mean, var = seen(table, stack[first], answer), seen(table, stack[second], answer)
     saved = vector(table, ROWS * channels, FLOAT64, answer)
     if step == 0 or mean == 0 or var == 0 or saved == 0:
         return 0, saved
     row[flat.SAVED] = ask(table[DATA], saved, answer)
-    row[flat.WEIGHT] = data_of(table, seen(stack[2]), answer)
+    row[flat.WEIGHT] = data_of(table, seen(table, stack[2], answer), answer)
     row[flat.FIRST], row[flat.SECOND] = ask(table[DATA], mean, answer), ask(table[DATA], var, answer)
     row[flat.FLAG] = 1 - training
     row.view(np.float64)[flat.EPS] = stack.view(np.float64)[8]

@@ -26,10 +26,11 @@ FUNCTIONS = (
     "aoti_torch_new_uninitialized_tensor", "aoti_torch_clone", "aoti_torch_copy_", "aoti_torch_delete_tensor_object",
     "torch_delete_stable_ivalue", "torch_list_get_item", "torch_delete_list", "torch_call_dispatcher",
     "torch_exception_get_what_without_backtrace", "torch_get_num_threads", "torch_parallel_for",
+    "aoti_torch_is_defined",
 )  # fmt: skip
 (
     DATA, DIM, SIZES, STRIDES, DTYPE, STORAGE_SIZE, EMPTY, REINTERPRET, UNDEFINED, CLONE, COPY, DELETE, DELETE_WORD,
-    LIST_ITEM, DELETE_LIST, DISPATCH, WHAT, THREADS, PARALLEL_FOR,
+    LIST_ITEM, DELETE_LIST, DISPATCH, WHAT, THREADS, PARALLEL_FOR, DEFINED,
 ) = range(len(FUNCTIONS))  # fmt: skip
 # And the numbers that stand for dtypes.
 DTYPES = "float32", "float64", "float16", "bfloat16"
@@ -164,15 +165,19 @@ def delete(shim: Any, tensor: int) -> None:
 
 
 @scalar
-def seen(word: int) -> Any:
-    """Return the handle in an optional argument, 0 if it is absent; the argument keeps it."""
-    return words(word, 1)[0] if word != 0 else 0
+def seen(shim: Any, word: int, answer: Any) -> Any:
+    """Return the handle in an optional argument, which keeps it; 0 if it is absent, or holds the undefined tensor."""
+    if word == 0:
+        return 0
+    handle = words(word, 1)[0]
+    return handle if ask(shim[DEFINED], handle, answer) & 255 != 0 else 0
 
 
 @scalar
 def taken(shim: Any, word: int) -> Any:
     """Return the handle in an optional argument, 0 if it is absent; the argument is no more."""
-    handle = seen(word)
-    if word != 0:
-        call_c(shim[DELETE_WORD], (word,))
+    if word == 0:
+        return 0
+    handle = words(word, 1)[0]
+    call_c(shim[DELETE_WORD], (word,))
     return handle
