@@ -201,15 +201,26 @@ def test_a_kernel_is_called_by_its_address(rng):
     call_none = frame.call_none
 
     @njit
-    def call(address, x, saved, y, residual):
+    def normalize(address, x, saved, y, residual):
         call_none(address, (x, saved, EPS, False, np.int64(0), y, (SILU, residual)))
 
-    function = kernel("normalize_channels_last").get(np.dtype(np.float32), True, (SILU, RESIDUAL))
-    last = next(iter(function.overloads))[-1]
-    assert last == types.Tuple((SILU.type, types.Array(types.float32, 2, "C", readonly=True)))
-    x, residual = draw(rng, (40, 5), np.float32), draw(rng, (40, 5), np.float32)
-    saved = rng.uniform(1, 2, (ROWS, 5))
-    y, expected = poisoned(x.shape, np.float32), poisoned(x.shape, np.float32)
-    call(frame.address_of(function), x, saved, y, residual)
-    function(x, saved, EPS, False, 0, expected, (SILU, residual))
-    np.testing.assert_array_equal(y, expected)
+    @njit
+    def sum_up(address, dy, x, saved, sums):
+        call_none(address, (dy, x, saved, sums, SILU))
+
+    single = np.dtype(np.float32)
+    data = types.Array(types.float32, 2, "C", readonly=True)
+    x, residual = draw(rng, (40, 5), single), draw(rng, (40, 5), single)
+    saved, y, sums = rng.uniform(1, 2, (ROWS, 5)), poisoned((2, 40, 5), single), poisoned((2, 2, 5), np.float64)
+
+    function = kernel("normalize_channels_last").get(single, True, (SILU, RESIDUAL))
+    assert next(iter(function.overloads))[-1] == types.Tuple((SILU.type, data))
+    normalize(frame.address_of(function), x, saved, y[0], residual)
+    function(x, saved, EPS, False, 0, y[1], (SILU, residual))
+    np.testing.assert_array_equal(*y)
+
+    function = kernel("sums_channels_last").get(single, True, SILU)
+    assert next(iter(function.overloads))[-1] == SILU.type
+    sum_up(frame.address_of(function), residual, x, saved, sums[0])
+    function(residual, x, saved, sums[1], SILU)
+    np.testing.assert_array_equal(*sums)

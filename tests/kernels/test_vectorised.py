@@ -31,9 +31,10 @@ EVERY_DTYPE = pytest.mark.parametrize(
 )
 
 # The arguments of a function, a letter each: x, data; y, results; p, parameters a column; s, sums of columns; i, an
-# index; f, a number, and a digit, so many in a tuple; b, a flag; -, None; t, SILU; r, a residual and SILU. And what one turn of each of its loops does.
-# Sums multiply the first of eight vectors and fuse the others; subtracting a shift or a mean is an addition. A loop is
-# made of the forward pass, of the backward pass, and of that through frozen statistics.
+# index; f, a number, and a digit, so many in a tuple; b, a flag; -, None; t, SILU; r, SILU after a residual. And what
+# one turn of each of its loops does. Sums multiply the first of eight vectors and fuse the others; subtracting a shift
+# or a mean is an addition. A loop is made of the forward pass, of the backward pass, and of that through frozen
+# statistics.
 EIGHT = {"fma": 7, "mul": 1, "add": 8 + 7, "wide": 2}
 ONE = {"mul": 1, "add": 1, "wide": 2}
 
