@@ -1,16 +1,25 @@
-"""What is done after the normalization, by every kernel, forward and back: relu, before the API offers it."""
+"""What is done after the normalization, by every kernel: an activation forward and back, a residual forward."""
+
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
+from numba import config, njit, types
 
 import fastbn
 import reference
-from fastbn.backends.cpu import launch, plan
-from fastbn_kernels.cpu.simd.tails import RELU
+from fastbn.backends.cpu import launch
+from fastbn_kernels.build.decorators import RESIDUAL, tail_key
+from fastbn_kernels.cpu import kernel
+from fastbn_kernels.cpu.simd.tails import RELU, RELU6, SILU
+from fastbn_kernels.cpu.small_calls import DONE
 from fastbn_kernels.saved import BIAS, ROWS, VAR, WEIGHT
 from grid import draw, poisoned
 from plans import force
-from tolerance import check_backward, check_forward
+from tolerance import check, check_backward, relative
+
+EPS = 1e-5
 
 # (N, C, S) and changes of the plan: every family.
 FAMILIES = {
@@ -23,47 +32,195 @@ FAMILIES = {
     "overlapped": ((2, 4, 6400), {"family": "overlapped", "groups": 2, "past_cache": (True, True)}),
     "past the cache": ((3000, 24, 1), {"past_cache": (True, True)}),
 }
+EVERY_FAMILY = pytest.mark.parametrize("name", FAMILIES)
+EITHER_STATISTICS = pytest.mark.parametrize("frozen", [False, True])
+
+DTYPES = [np.float32, np.float64, np.float16]
+OUTPUTS = [(activation, True, dtype) for activation in (SILU, None, RELU, RELU6) for dtype in DTYPES]
+OUTPUTS += [(activation, False, np.float32) for activation in (SILU, RELU, RELU6)]
+GRADIENTS = [(activation, dtype) for activation in (SILU, RELU, RELU6) for dtype in DTYPES]
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_relu(rng, monkeypatch, name, frozen):
-    shape, changes = FAMILIES[name]
-    force(monkeypatch, **changes)
-    x, dy = draw(rng, shape, np.float32, mean=3), draw(rng, shape, np.float32)
-    C = shape[1]
-    weight, bias = draw(rng, C, np.float64), draw(rng, C, np.float64)
-    given = {"mean": rng.normal(3, 0.5, C), "var": rng.uniform(0.5, 2, C)} if frozen else {}
-    saved = np.full((ROWS, C), np.nan)
-    saved[WEIGHT], saved[BIAS] = weight, bias
-    y = poisoned(shape, np.float32)
-    if frozen:
-        saved[0], saved[1], saved[VAR] = given["mean"], 0.0, given["var"]
-        launch.normalize(x, saved, 1e-5, y, RELU)
-    else:
-        launch.forward(x, saved, 1e-5, y, RELU)
-    plain = poisoned(shape, np.float32)
-    launch.normalize(x, saved.copy(), 1e-5, plain)
-    check_forward(plain, reference.forward(x, weight, bias, **given), weight, bias)
-    np.testing.assert_array_equal(y, np.maximum(plain, 0))
+def mostly_slow(cases):
+    """Every kernel of a case takes 1 to 6 s to compile: `make test` has time for the first, and in plain Python."""
+    marks = [pytest.mark.bounds] + [pytest.mark.slow] * (len(cases) - 1)
+    return [
+        pytest.param(*case, marks=mark, id="-".join(getattr(value, "__name__", repr(value)) for value in case))
+        for case, mark in zip(cases, marks, strict=True)
+    ]
 
-    through = np.where(plain > 0, dy, np.float32(0))
-    expected = reference.backward(through, x, weight, **given)
-    f = reference.forward(x, **given)
-    for over_sums in (False, True):
-        dx = poisoned(shape, np.float32)
-        if over_sums:
-            sums = launch.sums(dy, x, saved, RELU)
-            launch.gradient(dy, x, saved, sums, shape[0] * shape[2], frozen, dx, RELU)
+
+def act(z, activation):
+    """Return what an activation makes of z."""
+    if activation is None:
+        return z
+    if activation is SILU:
+        return z / (1 + np.exp(-z))
+    return np.clip(z, 0, np.inf if activation is RELU else 6)
+
+
+def slope(z, activation):
+    """Return the derivative of an activation."""
+    if activation is SILU:
+        s = 1 / (1 + np.exp(-z))
+        return s * (1 + z * (1 - s))
+    return (z > 0) & ((z < 6) | (activation is RELU))
+
+
+class Case:
+    """A tensor, its parameters, and what the oracle makes of it."""
+
+    def __init__(self, rng, monkeypatch, name, frozen, dtype):
+        self.shape, changes = FAMILIES[name]
+        force(monkeypatch, **changes)
+        self.frozen, C = frozen, self.shape[1]
+        self.x = draw(rng, self.shape, dtype, mean=3)
+        self.weight, self.bias = draw(rng, C, np.float64, std=2), draw(rng, C, np.float64, mean=1, std=2)
+        self.given = {"mean": rng.normal(3, 0.5, C), "var": rng.uniform(0.5, 2, C)} if frozen else {}
+        self.saved = np.full((ROWS, C), np.nan)
+        self.saved[WEIGHT], self.saved[BIAS] = self.weight, self.bias
+        f = reference.forward(self.x, self.weight, self.bias, **self.given)
+        self.normalized, reach = f.y, float(np.abs(f.xhat).max())
+        self.rounding = 2.0**-24 if self.x.itemsize == 2 else 2.0**-53
+        self.relative = relative(self.x.size // C, reach, dtype)
+        w, b = np.abs(self.weight).max(), np.abs(self.bias).max()
+        self.off = self.relative * (reach * w + w + b)  # as of `check_forward`: how far what was normalised may be
+
+    def forward(self, y, tail, x=None):
+        """Normalise to y; return it."""
+        x, saved = self.x if x is None else x, self.saved
+        if self.frozen:
+            saved[0], saved[1], saved[VAR] = self.given["mean"], 0.0, self.given["var"]
+            launch.normalize(x, saved, EPS, y, tail)
         else:
-            sums = launch.backward(dy, x, saved, frozen, dx, RELU)
-        check_backward(fastbn.Gradients(dx, sums[1], sums[0]), expected, through, f, weight)
+            launch.forward(x, saved, EPS, y, tail)
+        return y
+
+    def check_forward(self, y, activation, residual):
+        """A residual rounds once more, SILU, whose slope is at most 1.1, 7 times more (see `test_silu`)."""
+        z = self.normalized + residual
+        expected = act(z, activation)
+        check(y, expected, 1.1 * (self.off + self.rounding * np.abs(z)) + 7 * self.rounding * np.abs(expected))
+
+
+@EITHER_STATISTICS
+@EVERY_FAMILY
+@pytest.mark.parametrize(("activation", "added", "dtype"), mostly_slow(OUTPUTS))
+def test_outputs(rng, monkeypatch, activation, added, dtype, name, frozen):
+    case = Case(rng, monkeypatch, name, frozen, dtype)
+    residual = draw(rng, case.shape, dtype, std=2)
+    residual.flags.writeable = False
+    tail = (activation, residual) if added else activation
+    y = case.forward(poisoned(case.shape, dtype), tail)
+    case.check_forward(y, activation, residual.astype(np.longdouble) if added else 0)
+    over = case.x.copy()
+    np.testing.assert_array_equal(case.forward(over, tail, over), y)
+    if added:  # which may be y
+        over = residual.copy()
+        np.testing.assert_array_equal(case.forward(over, (activation, over)), y)
+
+
+@EITHER_STATISTICS
+@EVERY_FAMILY
+@pytest.mark.parametrize(("activation", "dtype"), mostly_slow(GRADIENTS))
+def test_gradients(rng, monkeypatch, activation, dtype, name, frozen):
+    case = Case(rng, monkeypatch, name, frozen, dtype)
+    shape, x, saved = case.shape, case.x, case.saved
+    dy = draw(rng, shape, dtype)
+    if activation is not SILU:  # on which side of a bend z lies nobody can say who is not exact
+        dy[np.minimum(np.abs(case.normalized), np.abs(case.normalized - 6)) <= case.off] = 0
+    case.forward(poisoned(shape, dtype), (activation, np.zeros_like(x)))  # fills `saved`
+    expected = reference.backward(dy * slope(case.normalized, activation), x, case.weight, **case.given)
+    # The slope of SILU is at most 1.1, its own 1/2; it errs by 9 roundings of it and 7 of what it is the sum of, at
+    # most 0.3, and is once more rounded as dy times it is.
+    off = 0.1 * case.relative + 0.5 * case.off + 13 * case.rounding if activation is SILU else 0
+    f = reference.forward(x, **case.given)
+    for over_sums in (False, True):
+        dx = poisoned(shape, dtype)
+        if over_sums:
+            sums = launch.sums(dy, x, saved, activation)
+            launch.gradient(dy, x, saved, sums, shape[0] * shape[2], frozen, dx, activation)
+        else:
+            sums = launch.backward(dy, x, saved, frozen, dx, activation)
+        gradients = fastbn.Gradients(dx, sums[1], sums[0])
+        check_backward(gradients, expected, dy, f, case.weight, off=off * float(np.abs(dy).max()))
+
+
+@EITHER_STATISTICS
+@pytest.mark.parametrize("name", ["small, channels last", "small, channels first"])
+@pytest.mark.parametrize(("activation", "added", "dtype"), mostly_slow(OUTPUTS))
+def test_whole_calls(rng, monkeypatch, activation, added, dtype, name, frozen):
+    """The kernels for small tensors write the bits of the others, forward and back."""
+    case = Case(rng, monkeypatch, name, frozen, dtype)
+    shape, own = case.shape, launch.plan_of(case.x)
+    residual, dy = draw(rng, shape, dtype), draw(rng, shape, dtype)
+    kind = np.float64 if dtype == np.float64 else np.float32
+    parameters = [values.astype(kind) for values in (case.weight, case.bias)]
+    running = [values.astype(kind) for values in case.given.values()] or [np.empty(0, kind)] * 2
+    case.saved[WEIGHT], case.saved[BIAS] = parameters
+    case.given = dict(zip(case.given, running, strict=False))
+    tail = (activation, residual) if added else activation
+    expected, y = case.forward(poisoned(shape, dtype), tail), poisoned(shape, dtype)
+
+    tail, x, target = launch.tail_of(tail, own), launch.data_of(case.x, own), launch.data_of(y, own)
+    saved = np.full_like(case.saved, np.nan)
+    whole = kernel(own.call_forward).get(x.dtype, False, tail_key(tail))
+    assert whole(x, *parameters, *running, 0.1, 1.0, EPS, not frozen, target, saved, tail) == DONE
+    np.testing.assert_array_equal(y, expected)
+
+    expected, dx = poisoned(shape, dtype), poisoned(shape, dtype)
+    sums, found = launch.backward(dy, case.x, case.saved, frozen, expected, activation), np.empty((2, shape[1]), kind)
+    whole = kernel(own.call_backward).get(x.dtype, False, activation)
+    arrays = launch.data_of(dy, own), x, case.saved, frozen, launch.data_of(dx, own)
+    assert whole(*arrays, found[1], found[0], activation) == DONE
+    np.testing.assert_array_equal(dx, expected)
+    np.testing.assert_array_equal(found, sums.astype(kind))
+
+
+# ---------------------------------------------------------------- how a tail is told
 
 
 def test_kernels_are_told_apart_by_their_tail():
     """A kernel with a tail is another one than without, in this process and in the cache on disk."""
-    from fastbn_kernels.cpu import kernel
+    one, other = np.zeros(3), np.ones(3)
+    tails = None, SILU, (None, one), (SILU, one)
+    assert len({tail_key(tail) for tail in tails}) == len(tails)
+    assert tail_key((SILU, one)) == tail_key((SILU, other)) == (SILU, RESIDUAL)
+    get = kernel("normalize_channels_last").get
+    plain, with_residual = (get(np.dtype(np.float32), True, tail) for tail in (None, (SILU, RESIDUAL)))
+    assert (plain is with_residual) == bool(config.DISABLE_JIT)
 
-    name = plan.make(4, 6, 1800, 4, 1).normalize
-    functions = [kernel(name).get(np.dtype(np.float32), True, tail) for tail in (None, RELU)]
-    assert functions[0] is not functions[1]
+
+@pytest.mark.skipif(bool(config.DISABLE_JIT), reason="nothing has an address under NUMBA_DISABLE_JIT")
+def test_a_kernel_is_called_by_its_address(rng):
+    """From compiled code, as XLA does: an activation is a constant there, a tail with a residual is put together."""
+    where = Path(fastbn.__file__).parent / "adapters" / "jax" / "xla_frame.py"  # without JAX, which its package imports
+    spec = importlib.util.spec_from_file_location("xla_frame", where)
+    frame = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(frame)
+    call_none = frame.call_none
+
+    @njit
+    def normalize(address, x, saved, y, residual):
+        call_none(address, (x, saved, EPS, False, np.int64(0), y, (SILU, residual)))
+
+    @njit
+    def sum_up(address, dy, x, saved, sums):
+        call_none(address, (dy, x, saved, sums, SILU))
+
+    single = np.dtype(np.float32)
+    data = types.Array(types.float32, 2, "C", readonly=True)
+    x, residual = draw(rng, (40, 5), single), draw(rng, (40, 5), single)
+    saved, y, sums = rng.uniform(1, 2, (ROWS, 5)), poisoned((2, 40, 5), single), poisoned((2, 2, 5), np.float64)
+
+    function = kernel("normalize_channels_last").get(single, True, (SILU, RESIDUAL))
+    assert next(iter(function.overloads))[-1] == types.Tuple((SILU.type, data))
+    normalize(frame.address_of(function), x, saved, y[0], residual)
+    function(x, saved, EPS, False, 0, y[1], (SILU, residual))
+    np.testing.assert_array_equal(*y)
+
+    function = kernel("sums_channels_last").get(single, True, SILU)
+    assert next(iter(function.overloads))[-1] == SILU.type
+    sum_up(frame.address_of(function), residual, x, saved, sums[0])
+    function(residual, x, saved, sums[1], SILU)
+    np.testing.assert_array_equal(*sums)

@@ -12,7 +12,9 @@ from numba import config, njit, types
 from assembly import DECODING, Loop, check, complaints, has, innermost_loops
 from fastbn_kernels.cpu import overlapped
 from fastbn_kernels.cpu.loops import row_streams, segments
+from fastbn_kernels.cpu.simd.exponential import OF_DOUBLE, OF_FLOAT
 from fastbn_kernels.cpu.simd.ops import LANES, add, fma, load, mul, splat, store, sub, total, widen
+from fastbn_kernels.cpu.simd.tails import SILU
 
 pytestmark = [
     pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86-64 assembly"),
@@ -29,9 +31,10 @@ EVERY_DTYPE = pytest.mark.parametrize(
 )
 
 # The arguments of a function, a letter each: x, data; y, results; p, parameters a column; s, sums of columns; i, an
-# index; f, a number, and a digit, so many in a tuple; b, a flag; -, None. And what one turn of each of its loops does.
-# Sums multiply the first of eight vectors and fuse the others; subtracting a shift or a mean is an addition. A loop is
-# made of the forward pass, of the backward pass, and of that through frozen statistics.
+# index; f, a number, and a digit, so many in a tuple; b, a flag; -, None; t, SILU; r, SILU after a residual. And what
+# one turn of each of its loops does. Sums multiply the first of eight vectors and fuse the others; subtracting a shift
+# or a mean is an addition. A loop is made of the forward pass, of the backward pass, and of that through frozen
+# statistics.
 EIGHT = {"fma": 7, "mul": 1, "add": 8 + 7, "wide": 2}
 ONE = {"mul": 1, "add": 1, "wide": 2}
 
@@ -82,6 +85,8 @@ def compiled(function, letters, data):
         "f": types.float64,
         "b": types.boolean,
         "-": types.none,
+        "t": SILU.type,
+        "r": types.Tuple((SILU.type, types.Array(data, ndim, "C", readonly=True))),
     } | {str(count): types.UniTuple(types.float64, count) for count in range(1, 6)}
     signature = tuple(kinds[letter] for letter in letters)
     function.compile(signature)
@@ -97,6 +102,17 @@ def test_a_hot_loop_is_made_of_whole_vectors(row, data):
     assembly = compiled(function, letters, data)
     for loop in wanted:
         check(assembly, loop, data)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize(("letters", "residual"), [("-xii3ybt", 0), ("-xii3ybr", 1)])
+def test_an_exponential_is_made_of_whole_vectors(letters, residual, data):
+    """16 registers do not hold all constants of SILU: they may be spilled, which is to load them from the stack."""
+    of = OF_FLOAT if data.bitwidth == 16 else OF_DOUBLE
+    wanted = Loop(fma=1 + 3 + len(of.q) + 1, mul=4, add=3 + residual, loads=1 + residual, past_cache=0)
+    loops = innermost_loops(compiled(segments.write_segment, letters, data))
+    found = [[each for each in complaints(loop, wanted, data) if "stack" not in each] for loop in loops]
+    assert [] in found, sorted(found, key=len)[:3]
 
 
 def test_columns_are_added_up_in_whole_vectors():

@@ -11,7 +11,7 @@ import llvmlite.binding
 import numba
 import numpy as np
 import pytest
-from numba.core import caching, callconv, compiler_lock, dispatcher
+from numba.core import caching, callconv, compiler_lock, dispatcher, imputils
 from numba.np.ufunc import parallel
 
 from fastbn_kernels.build import forks, regions
@@ -70,6 +70,13 @@ def test_numbas_compiler_lock_is_a_context():
     require(
         hasattr(lock, "__enter__") and hasattr(lock, "acquire"),
         "numba.core.compiler_lock.global_compiler_lock is no lock: Kernel.get and forks.py hold it",
+    )
+
+
+def test_numba_takes_constants_of_other_types():
+    require(
+        parameters(imputils.lower_constant) == ["ty"],
+        "numba.core.imputils.lower_constant has changed: compiled code cannot name an activation (cpu/simd/tails.py)",
     )
 
 

@@ -95,6 +95,11 @@ def splat(array: Array, number: float | tuple[float, ...]) -> Any:
     return np.full(LANES, number, np.float32 if array.itemsize == 2 else np.float64)
 
 
+def like(vector: Array, number: float) -> Array:
+    """Return a vector of one number, to compute with another vector."""
+    return np.full(LANES, number, vector.dtype)
+
+
 def keep(vector: Array, count: int | None) -> Array:
     """Return the vector with lanes from `count` on, if that is not None, replaced by zero."""
     return vector if count is None else np.where(np.arange(LANES) < count, vector, vector.dtype.type(0))
@@ -115,14 +120,39 @@ def mul(a: Array, b: Array) -> Array:
     return a * b
 
 
+def div(a: Array, b: Array) -> Array:
+    """Return a / b."""
+    return a / b
+
+
 def fma(a: Array, b: Array, c: Array) -> Array:
     """Return a * b + c, which is rounded twice here."""
     return a * b + c
 
 
+def clamp(a: Array, low: float, high: float) -> Array:
+    """Return a where it is between two numbers or NaN, else the nearer of them; of zeros, the number."""
+    return np.where(a <= low, a.dtype.type(low), np.where(a >= high, a.dtype.type(high), a))
+
+
+def exp_neg_abs(a: Array) -> Array:
+    """Return exp(-|a|); rounded once for float32, whose own errs by two units."""
+    return np.exp(-np.abs(a).astype(np.float64)).astype(a.dtype)
+
+
 def where_positive(a: Array, b: Array) -> Array:
     """Return b in lanes where a is positive or NaN, else zero."""
     return np.where(a <= 0, b.dtype.type(0), b)
+
+
+def where_negative(a: Array, b: Array, c: Array) -> Array:
+    """Return b in lanes where a is negative, else c."""
+    return np.where(a < 0, b, c)
+
+
+def where_between(a: Array, low: float, high: float, b: Array) -> Array:
+    """Return b in lanes where low < a < high or a is NaN, else zero."""
+    return np.where((a <= low) | (a >= high), b.dtype.type(0), b)
 
 
 def widen(vector: Array) -> Array:

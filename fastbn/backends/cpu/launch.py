@@ -40,6 +40,11 @@ def data_of(array: Array, own: plan.Plan) -> Array:
     return array[:, :, 0] if own.family == "channels_last" else array
 
 
+def tail_of(tail: Any, own: plan.Plan) -> Any:
+    """Return what is done after the normalization as the kernels of a plan take it: a residual as they take y."""
+    return (tail[0], data_of(tail[1], own)) if isinstance(tail, tuple) else tail
+
+
 def moments(x: Array, saved: Array) -> None:
     """Fill MEAN, MEAN_LO and M2."""
     own = plan_of(x)
@@ -48,11 +53,14 @@ def moments(x: Array, saved: Array) -> None:
 
 
 def forward(x: Array, saved: Array, eps: float, y: Array, tail: Any = None) -> None:
-    """Normalise with the batch's own statistics; WEIGHT and BIAS are given, all other rows are filled."""
+    """Normalise with the batch's own statistics; WEIGHT and BIAS are given, all other rows are filled.
+
+    `tail` is None, an activation, or (activation or None, residual): an array like y, which may be it, added before.
+    """
     own = plan_of(x)
     data = data_of(x, own)
     options = eps, own.past_cache[0], own.groups
-    kernel(own.forward).launch(data.dtype, own.parallel, data, saved, *options, data_of(y, own), tail)
+    kernel(own.forward).launch(data.dtype, own.parallel, data, saved, *options, data_of(y, own), tail_of(tail, own))
 
 
 def normalize(x: Array, saved: Array, eps: float, y: Array, tail: Any = None) -> None:
@@ -66,7 +74,7 @@ def _normalize(x: Array, saved: Array, eps: float, y: Array, tail: Any) -> None:
     own = plan_of(x)
     data = data_of(x, own)
     options = eps, own.past_cache[0], own.groups
-    kernel(own.normalize).launch(data.dtype, own.parallel, data, saved, *options, data_of(y, own), tail)
+    kernel(own.normalize).launch(data.dtype, own.parallel, data, saved, *options, data_of(y, own), tail_of(tail, own))
 
 
 def sums(dy: Array, x: Array, saved: Array, tail: Any = None) -> Array:

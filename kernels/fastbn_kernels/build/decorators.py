@@ -22,6 +22,7 @@ from fastbn_kernels.build import cache, interrupts, regions, spread, threads
 from fastbn_kernels.build import forks as forks  # for what is done around a fork
 
 __all__ = [
+    "RESIDUAL",
     "Array",
     "Kernel",
     "ReadC",
@@ -93,6 +94,22 @@ ARGUMENTS: dict[str, Callable[[NumbaType], NumbaType]] = {
 }
 
 
+# The last argument of kernels, what is done after the normalization, decides by its type what is compiled. It is None,
+# an activation, or a pair (activation or None, residual): an array of the same dtype and axes as x, which is read. The
+# key of a tail is what functions are kept under: the tail itself, but RESIDUAL in the place of an array.
+RESIDUAL = "residual"
+
+
+def tail_key(tail: Any) -> Any:
+    """Return the key of a tail."""
+    return (tail[0], RESIDUAL) if isinstance(tail, tuple) else tail
+
+
+def tail_type(key: Any, data: NumbaType) -> NumbaType:
+    """Return the Numba type of the tails of a key; `data` is that of x."""
+    return types.Tuple((typeof(key[0]), data)) if isinstance(key, tuple) else typeof(key)
+
+
 # float16 and bfloat16 travel as their bits, told apart by the sign of the integer.
 DTYPES = {"f": types.float32, "d": types.float64, "h": types.int16, "H": types.uint16}
 
@@ -127,8 +144,8 @@ class Kernel:
     def get(self, dtype: np.dtype[Any], parallel: bool = True, tail: Any = None) -> Callable[..., Any]:
         """Return the function compiled for data of `dtype`, compiling it or loading it from the cache if need be.
 
-        It is the same for either value of `parallel`, unless `spread` does not work with this Numba. `tail` is what is
-        done after the normalization (`cpu/element.py`), which the last argument of a launch is then.
+        It is the same for either value of `parallel`, unless `spread` does not work with this Numba. `tail` is the key
+        of what is done after the normalization: None, ``SILU``, ``(SILU, RESIDUAL)`` or ``(None, RESIDUAL)``.
         """
         key = dtype.char, parallel, tail
         try:
@@ -142,7 +159,7 @@ class Kernel:
 
     def launch(self, dtype: np.dtype[Any], parallel: bool, *arguments: Any) -> None:
         """Call the function for data of `dtype`; unless `parallel`, the calling thread does everything."""
-        function = self.get(dtype, parallel, arguments[-1] if self.kinds[-1] == "Tail" else None)
+        function = self.get(dtype, parallel, tail_key(arguments[-1]) if self.kinds[-1] == "Tail" else None)
         if parallel or not self.has_loops:
             function(*arguments)
             return
@@ -171,7 +188,9 @@ class Kernel:
         cache.enable(dispatcher)
         data = DTYPES[dtype.char]
         with regions.ours(regions.OURS if how == "parallel" else regions.NUMBAS):
-            given = [typeof(tail) if kind == "Tail" else ARGUMENTS[kind](data) for kind in self.kinds]
+            given = [ARGUMENTS[kind](data) for kind in self.kinds if kind != "Tail"]
+            if self.kinds[-1] == "Tail":
+                given.append(tail_type(tail, given[0]))
             dispatcher.compile(tuple(given))
         dispatcher.disable_compile()  # an argument of any other type is a mistake of ours, not a new specialisation
         hit = bool(dispatcher.stats.cache_hits)

@@ -4,6 +4,7 @@ Five layers, each made of those above it:
 
     simd/                 vector operations: load, store, add, fma, ... on 16 lanes, as LLVM IR
     element               what is computed of an element: all arithmetic of batch normalization on vectors, and the tail
+                          with its `activations`
     loops/                what walks memory: segments of one channel, or streams of rows of all channels
     sweeps, moments, ...  tiles (`tiles`): the sums or the results of one, and how the sums of several are merged
     the kernels           a `prange` over tiles; one an operation and family, all with the same arguments

@@ -12,10 +12,11 @@ and the second derivatives of `double_backward`. Parameters are vectors: a numbe
 neighbouring columns, which `column_shift` and `column_params` read; mean, scale and shift come first both ways.
 
 `tail` is what is done after the normalization. It comes with the kernel's last argument and is handed down as it is, by
-its type: None is nothing, and what else it may be is decided here, when a kernel is compiled. `finish` gets what was
-normalised and returns y; `incoming` returns the gradient by what was normalised, which it computes again. With a tail,
-frozen statistics do not spare the reading of x: it comes in a tuple of one then, `(tail,)`. i is the place of the
-element in y too, and n None or how many lanes count, so a tail may load from an array beside y.
+its type: None is nothing, and what else it may be is decided here, when a kernel is compiled: an activation or, in a
+forward pass, (activation or None, residual), an array beside y which is added before. `finish` gets what was normalised
+and returns y; i is the place of the element in y too, and n None or how many lanes count. `incoming` returns the
+gradient by what was normalised, which it computes again. With a tail, frozen statistics do not spare the reading of x:
+it comes in a tuple of one then, `(tail,)`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from fastbn_kernels.build.decorators import Array
-from fastbn_kernels.cpu.simd.ops import add, fma, keep, load, mul, param, sub, where_positive
+from fastbn_kernels.cpu.activations import activated, through
+from fastbn_kernels.cpu.simd.ops import add, fma, keep, load, mul, param, sub
 from fastbn_kernels.cpu.simd.traced import traced
 
 Vector: TypeAlias = Any
@@ -37,14 +39,18 @@ Count: TypeAlias = int | None
 @traced
 def finish(normalized: Vector, i: int, n: Count, tail: Any) -> Vector:
     """Return y of what was normalised."""
-    return normalized if tail is None else where_positive(normalized, normalized)
+    activation = tail
+    if isinstance(tail, tuple):
+        activation, residual = tail
+        normalized = add(normalized, load(residual, i, n))
+    return normalized if activation is None else activated(normalized, activation)
 
 
 @traced
 def incoming(dy: Array, d: Vector, i: int, n: Count, params: Params, tail: Any) -> Vector:
     """Return the gradient by what was normalised, from that by y; d is x - mean."""
     grad = load(dy, i, n)
-    return grad if tail is None else where_positive(fma(d, params[1], params[2]), grad)
+    return grad if tail is None else through(grad, fma(d, params[1], params[2]), tail)
 
 
 # ---------------------------------------------------------------- sums and results

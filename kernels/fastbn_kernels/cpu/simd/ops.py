@@ -24,6 +24,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastbn_kernels.cpu.simd import exponential
 from fastbn_kernels.cpu.simd.types import (
     DOUBLE,
     DOUBLES,
@@ -49,7 +50,8 @@ from fastbn_kernels.cpu.simd.types import (
 
 OPERATIONS = (
     "load", "param", "value", "rounded", "store", "stream", "offset_from_line",
-    "prefetch", "fence", "splat", "keep", "add", "sub", "mul", "fma", "where_positive", "widen", "total",
+    "prefetch", "fence", "splat", "like", "keep", "add", "sub", "mul", "div", "fma", "clamp", "exp_neg_abs",
+    "where_positive", "where_negative", "where_between", "widen", "total",
 )  # fmt: skip
 
 Codegen = Callable[[Any, Any, Any, Any], Any]
@@ -226,6 +228,20 @@ def splat(typing: Any, array: Any, number: Any) -> tuple[Any, Codegen]:
     return result(array, types.UniTuple(types.float64, number.count) if several else types.float64), codegen
 
 
+def _like(builder: Any, vector: Any, number: Any) -> Any:
+    return broadcast(builder, number if vector is lanes64 else builder.fptrunc(number, FLOAT))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def like(typing: Any, vector: Any, number: Any) -> tuple[Any, Codegen]:
+    """Return a vector of one number, to compute with another vector."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _like(builder, vector, arguments[1])
+
+    return vector(vector, types.float64), codegen
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def keep(typing: Any, vector: Any, count: Any) -> tuple[Any, Codegen]:
     """Return the vector with lanes from `count` on, if that is not None, replaced by zero."""
@@ -253,6 +269,7 @@ def _binary(instruction: str) -> Any:
 add = _binary("fadd")
 sub = _binary("fsub")
 mul = _binary("fmul")
+div = _binary("fdiv")
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -267,6 +284,28 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> tuple[Any, Codegen]:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def clamp(typing: Any, a: Any, low: Any, high: Any) -> tuple[Any, Codegen]:
+    """Return a where it is between two numbers or NaN, else the nearer of them."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        found, least, most = arguments[0], *(_like(builder, a, number) for number in arguments[1:])
+        found = builder.select(builder.fcmp_unordered(">", found, least), found, least)
+        return builder.select(builder.fcmp_unordered("<", found, most), found, most)
+
+    return a(a, types.float64, types.float64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def exp_neg_abs(typing: Any, a: Any) -> tuple[Any, Codegen]:
+    """Return exp(-|a|), within 1.5 units in the last place; see `exponential`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return exponential.exp_neg_abs(builder, arguments[0])
+
+    return a(a), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def where_positive(typing: Any, a: Any, b: Any) -> tuple[Any, Codegen]:
     """Return b in lanes where a is positive or NaN, else zero."""
 
@@ -275,6 +314,30 @@ def where_positive(typing: Any, a: Any, b: Any) -> tuple[Any, Codegen]:
         return builder.select(builder.fcmp_unordered(">", arguments[0], zero), arguments[1], zero)
 
     return a(a, a), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def where_negative(typing: Any, a: Any, b: Any, c: Any) -> tuple[Any, Codegen]:
+    """Return b in lanes where a is negative, else c."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        given, first, second = arguments
+        return builder.select(builder.fcmp_ordered("<", given, ir.Constant(a.vector, None)), first, second)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def where_between(typing: Any, a: Any, low: Any, high: Any, b: Any) -> tuple[Any, Codegen]:
+    """Return b in lanes where low < a < high or a is NaN, else zero."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        given, least, most, found = arguments
+        above = builder.fcmp_unordered(">", given, _like(builder, a, least))
+        below = builder.fcmp_unordered("<", given, _like(builder, a, most))
+        return builder.select(builder.and_(above, below), found, ir.Constant(a.vector, None))
+
+    return a(a, types.float64, types.float64, a), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -1,15 +1,19 @@
-"""Activations as arguments of compiled functions: without a size, told apart by type when a kernel is compiled."""
+"""Activations as arguments of compiled functions: without a size, told apart by type when a kernel is compiled.
+
+Compiled code takes one as an argument, or as a constant, a global name of its module.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from numba import config, types
+from numba.core.imputils import lower_constant
 from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
 
 
 class Activation:
-    """What a kernel does after the normalization, by its name."""
+    """What a kernel does after the normalization, by its name; a copy or an unpickled one is the same object."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -17,6 +21,9 @@ class Activation:
 
     def __repr__(self) -> str:
         return self.name
+
+    def __reduce__(self) -> str:
+        return self.name.upper()  # a global name of this module
 
 
 class ActivationType(types.Type):  # type: ignore[misc]
@@ -40,5 +47,11 @@ if not config.DISABLE_JIT:
     def _unbox(_: Any, __: Any, c: Any) -> Any:
         return NativeValue(c.context.get_dummy_value())
 
+    @lower_constant(ActivationType)  # type: ignore[untyped-decorator]
+    def _constant(context: Any, _: Any, __: Any, ___: Any) -> Any:
+        return context.get_dummy_value()
+
 
 RELU = Activation("relu")
+RELU6 = Activation("relu6")
+SILU = Activation("silu")

@@ -62,6 +62,8 @@ class Run:
             return types.none
         if isinstance(item, int):
             return types.intp
+        if isinstance(item, float):
+            return types.float64
         return types.Tuple([self.type_of(each) for each in item]) if isinstance(item, tuple) else item.type
 
     def value_of(self, item: Any) -> Any:
@@ -70,6 +72,8 @@ class Run:
             return self.context.get_dummy_value()
         if isinstance(item, int):
             return self.context.get_constant(types.intp, item)
+        if isinstance(item, float):
+            return self.context.get_constant(types.float64, item)
         if isinstance(item, tuple):
             return self.context.make_tuple(self.builder, self.type_of(item), [self.value_of(each) for each in item])
         return item.value
