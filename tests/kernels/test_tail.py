@@ -1,8 +1,5 @@
 """What is done after the normalization, by every kernel: an activation forward and back, a residual forward."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 from numba import config, njit, types
@@ -10,6 +7,7 @@ from numba import config, njit, types
 import fastbn
 import reference
 from fastbn.backends.cpu import launch
+from fastbn_kernels.build.addresses import address_of, call_none
 from fastbn_kernels.build.decorators import RESIDUAL, tail_key
 from fastbn_kernels.cpu import kernel
 from fastbn_kernels.cpu.simd.tails import RELU, RELU6, SILU
@@ -194,11 +192,6 @@ def test_kernels_are_told_apart_by_their_tail():
 @pytest.mark.skipif(bool(config.DISABLE_JIT), reason="nothing has an address under NUMBA_DISABLE_JIT")
 def test_a_kernel_is_called_by_its_address(rng):
     """From compiled code, as XLA does: an activation is a constant there, a tail with a residual is put together."""
-    where = Path(fastbn.__file__).parent / "adapters" / "jax" / "xla_frame.py"  # without JAX, which its package imports
-    spec = importlib.util.spec_from_file_location("xla_frame", where)
-    frame = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(frame)
-    call_none = frame.call_none
 
     @njit
     def normalize(address, x, saved, y, residual):
@@ -215,12 +208,12 @@ def test_a_kernel_is_called_by_its_address(rng):
 
     function = kernel("normalize_channels_last").get(single, True, (SILU, RESIDUAL))
     assert next(iter(function.overloads))[-1] == types.Tuple((SILU.type, data))
-    normalize(frame.address_of(function), x, saved, y[0], residual)
+    normalize(address_of(function), x, saved, y[0], residual)
     function(x, saved, EPS, False, 0, y[1], (SILU, residual))
     np.testing.assert_array_equal(*y)
 
     function = kernel("sums_channels_last").get(single, True, SILU)
     assert next(iter(function.overloads))[-1] == SILU.type
-    sum_up(frame.address_of(function), residual, x, saved, sums[0])
+    sum_up(address_of(function), residual, x, saved, sums[0])
     function(residual, x, saved, sums[1], SILU)
     np.testing.assert_array_equal(*sums)

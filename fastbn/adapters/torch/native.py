@@ -29,7 +29,9 @@ from fastbn.adapters.torch import shim
 from fastbn.backends.cpu import plan
 from fastbn_kernels.build import interrupts, spread
 from fastbn_kernels.build.addresses import address_of, call_int
+from fastbn_kernels.build.decorators import RESIDUAL
 from fastbn_kernels.cpu import flat_calls, kernel
+from fastbn_kernels.cpu.simd.tails import RELU, RELU6, SILU
 
 log = logging.getLogger("fastbn")
 
@@ -45,6 +47,15 @@ _NAMES = {
     calls.NO_OVERLOAD: b"",
     calls.THEIRS_BACK: b"aten::batch_norm_backward",
 }
+
+_OPERATORS = {
+    "aten": {"native_batch_norm": "forward", "native_batch_norm_backward": "backward"},
+    "fastbn": {"batch_norm_act": "forward_act", "batch_norm_act_backward": "backward_act"},
+}
+_THREE = "(Tensor, Tensor, Tensor)"
+
+# What follows a batch norm, by its number in compiled code.
+ACTIVATIONS = None, RELU, RELU6, SILU
 
 _plans = np.zeros(calls.PLANS_KEPT * calls.PLAN, np.int64)
 _table = np.zeros(calls.LENGTH, np.int64)
@@ -70,7 +81,10 @@ def _resolve(address: int) -> int:
 def _complete(found: Any) -> None:
     N, C, S, kind = (int(n) for n in found[: calls.KEYS])
     operation, kind = kind % calls.OPERATIONS, kind // calls.OPERATIONS
-    dtype, threads = shim.DTYPES[kind % calls.DTYPES], kind // calls.DTYPES
+    dtype, kind = shim.DTYPES[kind % calls.DTYPES], kind // calls.DTYPES
+    code, threads = kind % calls.TAILS, kind // calls.TAILS
+    activation = ACTIVATIONS[code % calls.RESIDUAL]
+    tail = (activation, RESIDUAL) if code >= calls.RESIDUAL else activation
     like = flat_calls.LIKE[dtype].dtype
     own = plan.make(N, C, S, like.itemsize, threads if N * C * S >= plan.PARALLEL_FROM else 1)
     back = operation == calls.BACKWARD
@@ -81,8 +95,8 @@ def _complete(found: Any) -> None:
     else:
         step = "backward" if back else "forward"
         name = {calls.FORWARD: own.forward, calls.NORMALIZE: own.normalize, calls.BACKWARD: own.backward}[operation]
-    found[calls.STEP] = flat_calls.step(step, dtype, own.family == "channels_last")
-    found[calls.KERNEL] = 0 if name is None else address_of(kernel(name).get(like, own.parallel))
+    found[calls.STEP] = flat_calls.step(step, dtype, own.family == "channels_last", tail)
+    found[calls.KERNEL] = 0 if name is None else address_of(kernel(name).get(like, own.parallel, tail))
     found[calls.PAST_CACHE], found[calls.GROUPS], found[calls.PARALLEL] = own.past_cache[back], own.groups, own.parallel
 
 
@@ -217,17 +231,16 @@ def _register() -> bool:
     _table[calls.VERSION] = shim.version()
     if sys.platform == "linux":
         _table[calls.ADVISE] = _address(ctypes.CDLL(None).madvise)
-    modules = [
-        _entry(f"fastbn_{name}", function, thrower) for name, function in (("f", calls.forward), ("b", calls.backward))
-    ]
+    modules = [_entry(name, function, thrower) for name, function in calls.BODIES.items()]
     _choosing(modules[0], spread._new_key())
     engine = _machine(modules)
     _table[calls.MINE] = engine.get_function_address("is_mine")
     signature = ctypes.PYFUNCTYPE(None)
     mine, not_mine = (signature(engine.get_function_address(name)) for name in ("mine", "not_mine"))
     _kept.extend((texts, resolve, engine))
-    entries = {"native_batch_norm": "fastbn_f", "native_batch_norm_backward": "fastbn_b"}
-    _tell({name: engine.get_function_address(entry) for name, entry in entries.items()})
+    _kept.append(_define())
+    for space, operators in _OPERATORS.items():
+        _tell(space, {name: engine.get_function_address(entry) for name, entry in operators.items()})
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork)
     return True
@@ -248,15 +261,28 @@ class _Scope:
         self.function()
 
 
-def _tell(operators: dict[str, int]) -> None:
-    """Register kernels of the CPU for operators of PyTorch's, without its warning that they had others."""
+def _define() -> Any:
+    """Define the operators that do what follows a batch norm too; PyTorch's own code has none."""
+    library = torch.library.Library("fastbn", "FRAGMENT")
+    forward = "Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training"
+    library.define(
+        f"batch_norm_act({forward}, float momentum, float eps, Tensor? residual, int activation) -> {_THREE}"
+    )
+    backward = "Tensor dy, Tensor x, Tensor? weight, Tensor? running_mean, Tensor? running_var, Tensor? mean"
+    options = "Tensor? invstd, bool training, float eps, bool[3] mask, Tensor? bias, int activation"
+    library.define(f"batch_norm_act_backward({backward}, {options}) -> {_THREE}")
+    return library
+
+
+def _tell(space: str, operators: dict[str, int]) -> None:
+    """Register kernels of the CPU for operators, without PyTorch's warning that its own had others."""
     library = shim.library()
     failed = []
 
     def register() -> None:
         handle = ctypes.c_void_p()
         call = ctypes.PyDLL(library._name)
-        failed.append(call.aoti_torch_library_init_impl(b"aten", b"CPU", b"fastbn", ctypes.c_uint32(1),
+        failed.append(call.aoti_torch_library_init_impl(space.encode(), b"CPU", b"fastbn", ctypes.c_uint32(1),
                                                         ctypes.byref(handle)))  # fmt: skip
         for name, address in operators.items():
             failed.append(call.torch_library_impl(handle, name.encode(), ctypes.c_void_p(address),

@@ -67,9 +67,11 @@ LENGTH = VERSION + 9
 N, C, S, KIND, STEP, KERNEL, PAST_CACHE, GROUPS, PARALLEL = range(9)
 KEYS, PLAN = 4, 9
 PLANS_KEPT, PROBES = 4096, 16
-# KIND is an operation, a dtype and the number of threads.
+# KIND is an operation, a dtype, a tail and the number of threads.
 FORWARD, NORMALIZE, BACKWARD, RESTORE = range(4)
 OPERATIONS, DTYPES = 4, 4
+# A tail is an activation, 0 for none (`fused.ACTIVATIONS`), and RESIDUAL more if something is added before.
+RESIDUAL, TAILS = 4, 8
 
 NOT_OURS = 1  # not the address of a message
 
@@ -85,9 +87,9 @@ SAVED = ROWS + 1  # and the whole mean
 
 
 @scalar
-def kind_of(operation: int, dtype: int, threads: int) -> int:
+def kind_of(operation: int, dtype: int, tail: int, threads: int) -> int:
     """Return a KIND."""
-    return operation + OPERATIONS * (dtype - FLOAT32 + DTYPES * threads)
+    return operation + OPERATIONS * (dtype - FLOAT32 + DTYPES * (tail + TAILS * threads))
 
 
 @scalar
@@ -105,7 +107,7 @@ def complete(table: Any, key: Any) -> bool:
 
 
 @scalar
-def begun(table: Any, operation: int, dtype: int, shape: tuple[int, int, int], answer: Any) -> Any:
+def begun(table: Any, operation: int, dtype: int, tail: int, shape: tuple[int, int, int], answer: Any) -> Any:
     """Return the row of a step, with the plan's words, and the addresses of the step and of who runs its loops."""
     row = np.zeros(flat.WORDS, np.int64)
     threads = 1
@@ -115,7 +117,7 @@ def begun(table: Any, operation: int, dtype: int, shape: tuple[int, int, int], a
         threads = answer[0]
     plan = np.zeros(PLAN, np.int64)
     plan[N], plan[C], plan[S] = shape
-    plan[KIND] = kind_of(operation, dtype, threads)
+    plan[KIND] = kind_of(operation, dtype, tail, threads)
     if not complete(table, plan):
         return row, 0, 0
     row[flat.KERNEL], row[flat.PAST_CACHE], row[flat.GROUPS] = plan[KERNEL], plan[PAST_CACHE], plan[GROUPS]
@@ -156,6 +158,22 @@ def new_like(table: Any, sizes: Any, strides: Any, dtype: int, answer: Any) -> t
         size *= sizes[i]
     advise(table, data, size)
     return tensor, data
+
+
+@scalar
+def stored_like(table: Any, tensor: int, dtype: int, sizes: Any, strides: Any, answer: Any) -> int:
+    """Return a tensor with the dtype and strides of x: itself, or a new one; 0 if there is no memory."""
+    _, own = axes_of(table, tensor, answer)
+    same = dtype_of(table, tensor, answer) == dtype
+    for i in range(sizes.size):
+        same = same and (sizes[i] == 1 or own[i] == strides[i])
+    if same:
+        return tensor
+    copy = empty(table, sizes, strides, dtype, answer)
+    if copy != 0 and call_c(table[COPY], (copy, tensor, 0)) & 0xFFFFFFFF != 0:
+        delete(table, copy)
+        copy = 0
+    return copy
 
 
 @scalar
@@ -201,7 +219,7 @@ def forward(pointer: int, table_pointer: int) -> int:
     stack = words(pointer, 8)
     answer = np.empty(1, np.int64)
     if table[ALL] != 0 or call_c(table[MINE], ()) != 0:
-        said = our_forward(table, stack, answer)
+        said = our_forward(table, stack, 0, 0, answer)
         if said != NOT_OURS:
             return said
     mean, var = seen(table, stack[3], answer), seen(table, stack[4], answer)
@@ -217,8 +235,8 @@ def forward(pointer: int, table_pointer: int) -> int:
 
 
 @scalar
-def our_forward(table: Any, stack: Any, answer: Any) -> int:
-    """Compute the call; NOT_OURS has written nothing."""
+def our_forward(table: Any, stack: Any, added: int, tail: int, answer: Any) -> int:
+    """Compute the call, with a residual that is added and a tail; NOT_OURS has written nothing."""
     given = stack[0]
     weight, bias, mean, var = (
         seen(table, stack[1], answer),
@@ -253,13 +271,16 @@ def our_forward(table: Any, stack: Any, answer: Any) -> int:
             return NOT_OURS
         sizes, strides = axes_of(table, x, answer)
         shape = in_memory_order(sizes, strides)
-    row, step, runner = begun(table, FORWARD if training != 0 else NORMALIZE, dtype, shape, answer)
-    y, kept = 0, 0
+    row, step, runner = begun(table, FORWARD if training != 0 else NORMALIZE, dtype, tail, shape, answer)
+    y, kept, residual = 0, 0, added
     if step != 0:
         y, row[flat.OUT] = new_like(table, sizes, strides, dtype, answer)
         kept = vector(table, SAVED * channels, FLOAT64, answer)
+        if added != 0:
+            residual = stored_like(table, added, dtype, sizes, strides, answer)
+            row[flat.RESIDUAL] = data_of(table, residual, answer)
     failed = True
-    if y != 0 and kept != 0:
+    if y != 0 and kept != 0 and (added == 0 or residual != 0):
         row[flat.X], row[flat.SAVED] = ask(table[DATA], x, answer), ask(table[DATA], kept, answer)
         row[flat.WEIGHT], row[flat.BIAS] = data_of(table, weight, answer), data_of(table, bias, answer)
         row[flat.FIRST], row[flat.SECOND] = data_of(table, mean, answer), data_of(table, var, answer)
@@ -269,6 +290,8 @@ def our_forward(table: Any, stack: Any, answer: Any) -> int:
         failed = run(table, step, row, runner)
     if x != given:
         delete(table, x)
+    if residual != added:
+        delete(table, residual)
     if failed:
         delete(table, y)
         delete(table, kept)
@@ -303,7 +326,7 @@ def backward(pointer: int, table_pointer: int) -> int:
         # PyTorch's own has no memory in inference, and is float64 if x is.
         space = ask(table[STORAGE_SIZE], kept, answer)
         if space > 0 and (dtype != FLOAT64 or stack[7] & 255 == 0 or holds_rows(table, stack, space, answer)):
-            return our_backward(table, stack, dtype, space, answer)
+            return our_backward(table, stack, dtype, space, 0, 0, answer)
     theirs = np.empty(11, np.int64)
     theirs[:10] = stack
     theirs[2] = taken(table, stack[2])
@@ -331,29 +354,13 @@ def holds_rows(table: Any, stack: Any, space: int, answer: Any) -> bool:
 
 
 @scalar
-def stored_like(table: Any, tensor: int, dtype: int, sizes: Any, strides: Any, answer: Any) -> int:
-    """Return a tensor with the dtype and strides of x: itself, or a new one; 0 if there is no memory."""
-    _, own = axes_of(table, tensor, answer)
-    same = dtype_of(table, tensor, answer) == dtype
-    for i in range(sizes.size):
-        same = same and (sizes[i] == 1 or own[i] == strides[i])
-    if same:
-        return tensor
-    copy = empty(table, sizes, strides, dtype, answer)
-    if copy != 0 and call_c(table[COPY], (copy, tensor, 0)) & 0xFFFFFFFF != 0:
-        delete(table, copy)
-        copy = 0
-    return copy
-
-
-@scalar
-def rows_of(table: Any, stack: Any, dtype: int, shape: Any, space: int, answer: Any) -> tuple[int, int]:
+def rows_of(table: Any, stack: Any, dtype: int, shape: Any, space: int, bias: int, answer: Any) -> tuple[int, int]:
     """Return the address of the rows of a call, 0 if there are none, and a tensor that holds them if they are new."""
     training = stack[7] & 255
     channels = shape[1]
     if training != 0 and holds_rows(table, stack, space, answer):
         return ask(table[DATA], seen(table, stack[5], answer), answer) - 8 * ROWS * channels, 0
-    row, step, _ = begun(table, RESTORE, dtype, shape, answer)
+    row, step, _ = begun(table, RESTORE, dtype, 0, shape, answer)
     first, second = (5, 6) if training != 0 else (3, 4)
     mean, var = seen(table, stack[first], answer), seen(table, stack[second], answer)
     saved = vector(table, ROWS * channels, FLOAT64, answer)
@@ -361,6 +368,7 @@ def rows_of(table: Any, stack: Any, dtype: int, shape: Any, space: int, answer: 
         return 0, saved
     row[flat.SAVED] = ask(table[DATA], saved, answer)
     row[flat.WEIGHT] = data_of(table, seen(table, stack[2], answer), answer)
+    row[flat.BIAS] = data_of(table, bias, answer)
     row[flat.FIRST], row[flat.SECOND] = ask(table[DATA], mean, answer), ask(table[DATA], var, answer)
     row[flat.FLAG] = 1 - training
     row.view(np.float64)[flat.EPS] = stack.view(np.float64)[8]
@@ -369,8 +377,8 @@ def rows_of(table: Any, stack: Any, dtype: int, shape: Any, space: int, answer: 
 
 
 @scalar
-def our_backward(table: Any, stack: Any, dtype: int, space: int, answer: Any) -> int:
-    """Compute the gradients."""
+def our_backward(table: Any, stack: Any, dtype: int, space: int, bias: int, tail: int, answer: Any) -> int:
+    """Compute the gradients; a tail computes again what was normalised, with the bias."""
     given_dy, given = stack[0], stack[1]
     sizes, strides = axes_of(table, given, answer)
     x = given
@@ -385,8 +393,8 @@ def our_backward(table: Any, stack: Any, dtype: int, space: int, answer: Any) ->
         shape = in_memory_order(sizes, strides)
     channels = sizes[1]
     said = table[NO_MEMORY]
-    row, step, runner = begun(table, BACKWARD, dtype, shape, answer)
-    row[flat.SAVED], saved = rows_of(table, stack, dtype, shape, space, answer)
+    row, step, runner = begun(table, BACKWARD, dtype, tail, shape, answer)
+    row[flat.SAVED], saved = rows_of(table, stack, dtype, shape, space, bias, answer)
     dx, dweight, dbias, dy = 0, 0, 0, 0
     if step == 0 or row[flat.SAVED] == 0:
         said = table[NO_KERNEL]
@@ -438,6 +446,37 @@ def given_or_nothing(table: Any, tensor: int, wanted: bool, answer: Any) -> int:
     return answer[0]
 
 
+# ---------------------------------------------------------------- with what follows
+
+
+@scalar
+def forward_act(pointer: int, table_pointer: int) -> int:
+    """Do ``forward(x, w?, b?, running_mean?, running_var?, training, momentum, eps, residual?, activation)``."""
+    table = words(table_pointer, LENGTH)
+    stack = words(pointer, 10)
+    answer = np.empty(1, np.int64)
+    added = seen(table, stack[8], answer)
+    said = our_forward(table, stack, added, stack[9] + (RESIDUAL if added != 0 else 0), answer)
+    delete(table, taken(table, stack[8]))
+    return table[NO_KERNEL] if said == NOT_OURS else said
+
+
+@scalar
+def backward_act(pointer: int, table_pointer: int) -> int:
+    """Do ``backward(dy, x, w?, running_mean?, running_var?, mean?, invstd?, training, eps, mask, b?, activation)``."""
+    table = words(table_pointer, LENGTH)
+    stack = words(pointer, 12)
+    answer = np.empty(1, np.int64)
+    dtype = dtype_of(table, stack[1], answer)
+    kept = seen(table, stack[5], answer)
+    space = 0 if kept == 0 else ask(table[STORAGE_SIZE], kept, answer)
+    said = our_backward(table, stack, dtype, space, seen(table, stack[10], answer), stack[11], answer)
+    delete(table, taken(table, stack[10]))
+    return said
+
+
+BODIES = {"forward": forward, "backward": backward, "forward_act": forward_act, "backward_act": backward_act}
+
 if not config.DISABLE_JIT:  # compiled once a machine, then loaded
-    for body in (forward, backward):
+    for body in BODIES.values():
         cache.enable(body)

@@ -26,10 +26,10 @@ from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, ROWS
 
 # The words: a kernel's address, those of data, and numbers. OUT is y or dx; FIRST and SECOND are the running mean and
 # variance or, backward, dweight and dbias; FLAG is training or, backward, whether the statistics were frozen.
-KERNEL, X, DY, OUT, SAVED, WEIGHT, BIAS, FIRST, SECOND, N, C, S, FLAG, PAST_CACHE, GROUPS = range(15)
+KERNEL, X, DY, OUT, SAVED, WEIGHT, BIAS, FIRST, SECOND, N, C, S, FLAG, PAST_CACHE, GROUPS, RESIDUAL = range(16)
 # And the words that are float64.
-EPS, MOMENTUM, CORRECTION = range(15, 18)
-WORDS = 18
+EPS, MOMENTUM, CORRECTION = range(16, 19)
+WORDS = 19
 
 CHANNELS_LAST, CHANNELS_FIRST = (0, 0), (0, 0, 0)  # values of shapes
 
@@ -62,6 +62,21 @@ def _shape_like(form: Any, row: Any) -> Any:
     return channels_last if form.count == len(CHANNELS_LAST) else channels_first
 
 
+def tail_like(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
+    """Return the last argument of kernels; `residual` is None if there is none."""
+
+
+@overload(tail_like)  # type: ignore[untyped-decorator]
+def _tail_like(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
+    def with_residual(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
+        return activation, array(row[RESIDUAL], shape, like)
+
+    def without(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
+        return activation
+
+    return without if residual in (types.none, None) else with_residual
+
+
 @scalar
 def parameter(row: Any, at: int, own: Any) -> Any:
     """Return the values of a parameter, none of an absent one."""
@@ -70,64 +85,66 @@ def parameter(row: Any, at: int, own: Any) -> Any:
 
 @scalar
 def opened(pointer: int, like: Any, own: Any, form: Any) -> Any:
-    """Return the row as words and as float64, x, what is written, saved, and the words FIRST and SECOND."""
+    """Return the row as words and as float64, the shape of x, x, what is written, saved, and FIRST and SECOND."""
     row = words(pointer, WORDS)
     shape = shape_like(form, row)
     x, out = array(row[X], shape, like), array(row[OUT], shape, like)
     saved = array(row[SAVED], (ROWS, row[C]), np.float64(0))
-    return row, row.view(np.float64), x, out, saved, parameter(row, FIRST, own), parameter(row, SECOND, own)
+    return row, row.view(np.float64), shape, x, out, saved, parameter(row, FIRST, own), parameter(row, SECOND, own)
 
 
-def _steps(like: Any, own: Any, form: Any) -> dict[str, Any]:
-    """Return the steps for data and parameters like these; `form` is a value of the shape of x."""
+def _steps(like: Any, own: Any, form: Any, activation: Any, residual: Any) -> dict[str, Any]:
+    """Return the steps for data and parameters like these, and a tail; `form` is a value of the shape of x."""
 
     def whole_forward(pointer: int) -> Any:
         """Go forward by a kernel that does everything."""
-        row, numbers, x, y, saved, mean, var = opened(pointer, like, own, form)
+        row, numbers, shape, x, y, saved, mean, var = opened(pointer, like, own, form)
         weight, bias = parameter(row, WEIGHT, own), parameter(row, BIAS, own)
         options = numbers[MOMENTUM], numbers[CORRECTION], numbers[EPS], row[FLAG] != 0
-        return call_int(row[KERNEL], (x, weight, bias, mean, var) + options + (y, saved, None)) == REFUSED  # noqa: RUF005
+        tail = tail_like(activation, residual, row, shape, like)
+        return call_int(row[KERNEL], (x, weight, bias, mean, var) + options + (y, saved, tail)) == REFUSED  # noqa: RUF005
 
     def forward(pointer: int) -> Any:
         """Normalise by a kernel, with the batch's own statistics or running ones."""
-        row, numbers, x, y, saved, mean, var = opened(pointer, like, own, form)
+        row, numbers, shape, x, y, saved, mean, var = opened(pointer, like, own, form)
         weight, bias = parameter(row, WEIGHT, own), parameter(row, BIAS, own)
         training, count, correction = row[FLAG] != 0, row[N] * row[S], numbers[CORRECTION]
         if not forward_fits(count, x, weight, bias, mean, var, correction, training, y, saved):
             return True
         begin_saved(x, weight, bias, mean, var, training, saved)
-        call_none(row[KERNEL], (x, saved, numbers[EPS], row[PAST_CACHE] != 0, row[GROUPS], y, None))
+        tail = tail_like(activation, residual, row, shape, like)
+        call_none(row[KERNEL], (x, saved, numbers[EPS], row[PAST_CACHE] != 0, row[GROUPS], y, tail))
         if training:
             move_running(count, mean, var, numbers[MOMENTUM], correction, saved)
         return False
 
     def whole_backward(pointer: int) -> Any:
         """Go back by a kernel that does everything."""
-        row, _, x, dx, saved, dweight, dbias = opened(pointer, like, own, form)
-        dy = array(row[DY], shape_like(form, row), like)
-        return call_int(row[KERNEL], (dy, x, saved, row[FLAG] != 0, dx, dweight, dbias, None)) == REFUSED
+        row, _, shape, x, dx, saved, dweight, dbias = opened(pointer, like, own, form)
+        dy = array(row[DY], shape, like)
+        return call_int(row[KERNEL], (dy, x, saved, row[FLAG] != 0, dx, dweight, dbias, activation)) == REFUSED
 
     def backward(pointer: int) -> Any:
         """Sum and write dx by a kernel."""
-        row, _, x, dx, saved, dweight, dbias = opened(pointer, like, own, form)
-        dy = array(row[DY], shape_like(form, row), like)
+        row, _, shape, x, dx, saved, dweight, dbias = opened(pointer, like, own, form)
+        dy = array(row[DY], shape, like)
         if not backward_fits(dy, x, dx):
             return True
         sums = np.empty((2, row[C]))
         options = row[FLAG] != 0, row[PAST_CACHE] != 0, row[GROUPS]
-        call_none(row[KERNEL], (dy, x, saved) + options + (dx, sums, None))  # noqa: RUF005
+        call_none(row[KERNEL], (dy, x, saved) + options + (dx, sums, activation))  # noqa: RUF005
         dbias[:], dweight[:] = sums[0], sums[1]
         return False
 
     def restore(pointer: int) -> Any:
         """Fill `saved` for a backward pass: with running statistics if frozen, else from float64 means and invstds."""
-        row, numbers, x, _, saved, mean, var = opened(pointer, like, own, form)
-        weight, frozen = parameter(row, WEIGHT, own), row[FLAG] != 0
+        row, numbers, _, x, _, saved, mean, var = opened(pointer, like, own, form)
+        weight, bias = parameter(row, WEIGHT, own), parameter(row, BIAS, own)
+        frozen = row[FLAG] != 0
+        begin_saved(x, weight, bias, mean, var, not frozen, saved)
         if frozen:
-            begin_saved(x, weight, weight[:0], mean, var, False, saved)
             all_params(saved, numbers[EPS])
         else:
-            begin_saved(x, weight, weight[:0], mean, var, True, saved)
             means, invstds = parameter(row, FIRST, np.float64(0)), parameter(row, SECOND, np.float64(0))
             for c in range(means.size):
                 saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, means[c], 0.0)
@@ -138,10 +155,14 @@ def _steps(like: Any, own: Any, form: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def step(name: str, dtype: str, channels_last: bool) -> int:
-    """Return the address of a step, by its name in `_steps`; compiled once a machine, then loaded."""
+def step(name: str, dtype: str, channels_last: bool, tail: Any = None) -> int:
+    """Return the address of a step, by its name in `_steps`; `tail` is the key of the kernel's (`Kernel.get`).
+
+    It is compiled once a machine, then loaded.
+    """
     form = CHANNELS_LAST if channels_last else CHANNELS_FIRST
-    found = _steps(LIKE[dtype], LIKE[parameter_dtype(dtype)], form)[name]
+    activation, residual = (tail[0], True) if isinstance(tail, tuple) else (tail, None)
+    found = _steps(LIKE[dtype], LIKE[parameter_dtype(dtype)], form, activation, residual)[name]
     _kept.append(found)
     cache.enable(found)
     with global_compiler_lock, interrupts.held_back():
