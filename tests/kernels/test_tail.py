@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from numba import config, njit, types
+from numba import config, njit, typeof, types
 
 import fastbn
 import reference
@@ -10,7 +10,7 @@ from fastbn.backends.cpu import launch
 from fastbn_kernels.build.addresses import address_of, call_none
 from fastbn_kernels.build.decorators import RESIDUAL, tail_key
 from fastbn_kernels.cpu import kernel
-from fastbn_kernels.cpu.simd.tails import RELU, RELU6, SILU
+from fastbn_kernels.cpu.simd.tails import RELU, RELU6, SILU, WithResidual
 from fastbn_kernels.cpu.small_calls import DONE
 from fastbn_kernels.saved import BIAS, ROWS, VAR, WEIGHT
 from grid import draw, poisoned
@@ -187,6 +187,15 @@ def test_kernels_are_told_apart_by_their_tail():
     get = kernel("normalize_channels_last").get
     plain, with_residual = (get(np.dtype(np.float32), True, tail) for tail in (None, (SILU, RESIDUAL)))
     assert (plain is with_residual) == bool(config.DISABLE_JIT)
+
+
+@pytest.mark.skipif(bool(config.DISABLE_JIT), reason="activations have no type under NUMBA_DISABLE_JIT")
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_a_pair_has_the_type_of_a_plain_one(dtype):
+    for residual in (np.zeros((2, 3), dtype), np.zeros((2, 3, 4), dtype)):
+        for writeable in (True, False):
+            residual.flags.writeable = writeable
+            assert typeof(WithResidual((RELU6, residual))) == typeof((RELU6, residual))
 
 
 @pytest.mark.skipif(bool(config.DISABLE_JIT), reason="nothing has an address under NUMBA_DISABLE_JIT")

@@ -14,6 +14,7 @@ from fastbn.backends.cpu import plan
 from fastbn.moments import held_mean
 from fastbn_kernels.build import threads
 from fastbn_kernels.cpu import kernel
+from fastbn_kernels.cpu.simd.tails import WithResidual
 from fastbn_kernels.cpu.small_calls import REFUSED
 from fastbn_kernels.saved import MEAN, MEAN_LO
 
@@ -42,7 +43,10 @@ def data_of(array: Array, own: plan.Plan) -> Array:
 
 def tail_of(tail: Any, own: plan.Plan) -> Any:
     """Return what is done after the normalization as the kernels of a plan take it: a residual as they take y."""
-    return (tail[0], data_of(tail[1], own)) if isinstance(tail, tuple) else tail
+    if not isinstance(tail, tuple):
+        return tail
+    pair = tail[0], data_of(tail[1], own)
+    return pair if tail[0] is None else WithResidual(pair)
 
 
 def moments(x: Array, saved: Array) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import config, types
+from numba import config, typeof, types
 from numba.core.imputils import lower_constant
 from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
 
@@ -34,7 +34,17 @@ class ActivationType(types.Type):  # type: ignore[misc]
         self.activation = activation
 
 
+class WithResidual(tuple[Any, ...]):
+    """A pair (activation, residual) whose type Numba is told in 1 us: of a plain one it takes 20 to find out.
+
+    Compiled code takes either, and makes plain ones.
+    """
+
+    __slots__ = ()
+
+
 register_model(ActivationType)(models.OpaqueModel)
+_pairs: dict[Any, Any] = {}
 
 
 if not config.DISABLE_JIT:
@@ -42,6 +52,15 @@ if not config.DISABLE_JIT:
     @typeof_impl.register(Activation)  # type: ignore[untyped-decorator]
     def _typeof(activation: Activation, _: Any) -> ActivationType:
         return activation.type
+
+    @typeof_impl.register(WithResidual)  # type: ignore[untyped-decorator]
+    def _typeof_pair(pair: WithResidual, _: Any) -> Any:
+        activation, residual = pair
+        flags = residual.flags
+        key = activation, residual.dtype, residual.ndim, flags.c_contiguous, flags.writeable, flags.aligned
+        if key not in _pairs:
+            _pairs[key] = types.Tuple((typeof(activation), typeof(residual)))
+        return _pairs[key]
 
     @unbox(ActivationType)  # type: ignore[untyped-decorator]
     def _unbox(_: Any, __: Any, c: Any) -> Any:
