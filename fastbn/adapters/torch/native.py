@@ -120,32 +120,37 @@ def _keep(found: Any) -> None:
 # ---------------------------------------------------------------- machine code around the compiled code
 
 
-def _entry(name: str, function: Any, thrower: int) -> Any:
-    """Return what the dispatcher calls: it throws a C++ exception with the message that the compiled code returns.
+def _caller() -> int:
+    """Return the address of ``intptr_t run(intptr_t operator, intptr_t stack)``, which returns 0 or a message."""
+    call: Any = calls.call
+    call.compile(types.int64(types.int64, types.int64, types.int64))
+    compiled, table = address_of(call), _table.ctypes.data
+
+    @cfunc(types.int64(types.int64, types.int64))  # type: ignore[untyped-decorator]
+    def run(operator: int, stack: int) -> int:
+        return call_int(compiled, (operator, stack, table))
+
+    _kept.append(run)
+    return int(run.address)
+
+
+def _entries(module: Any, run: int, thrower: int) -> None:
+    """Write what the dispatcher calls: it throws a C++ exception with the message that the compiled code returns.
 
     The throwing function is jumped to, in the place of this one, so no frame of ours is unwound.
     """
-    function.compile(types.int64(types.int64, types.int64))
-    compiled, table = address_of(function), _table.ctypes.data
-
-    @cfunc(types.int64(types.int64))  # type: ignore[untyped-decorator]
-    def run(stack: int) -> int:
-        return call_int(compiled, (stack, table))
-
-    module = ir.Module(name)
     word = ir.IntType(64)
     kind = ir.FunctionType(ir.VoidType(), [word] * 3)
-    entry = ir.Function(module, kind, name)
-    builder = ir.IRBuilder(entry.append_basic_block())
-    inner = builder.inttoptr(word(run.address), ir.FunctionType(word, [word]).as_pointer())
-    said = builder.call(inner, [entry.args[0]])
-    with builder.if_then(builder.icmp_unsigned("!=", said, word(0)), likely=False):
-        throw = builder.inttoptr(word(thrower), kind.as_pointer())
-        builder.call(throw, [said, *entry.args[1:]], tail="musttail")
+    for number, name in enumerate(calls.OPERATORS):
+        entry = ir.Function(module, kind, name)
+        builder = ir.IRBuilder(entry.append_basic_block())
+        inner = builder.inttoptr(word(run), ir.FunctionType(word, [word] * 2).as_pointer())
+        said = builder.call(inner, [word(number), entry.args[0]])
+        with builder.if_then(builder.icmp_unsigned("!=", said, word(0)), likely=False):
+            throw = builder.inttoptr(word(thrower), kind.as_pointer())
+            builder.call(throw, [said, *entry.args[1:]], tail="musttail")
+            builder.ret_void()
         builder.ret_void()
-    builder.ret_void()
-    _kept.append(run)
-    return module
 
 
 def _choosing(module: Any, key: int) -> None:
@@ -162,16 +167,16 @@ def _choosing(module: Any, key: int) -> None:
         builder.ret(builder.call(called, [word(key), *(word(value) for value in values)]))
 
 
-def _machine(modules: list[Any]) -> Any:
+def _machine(thrower: int) -> Any:
+    """Compile what has to be no function of Numba's."""
+    module = ir.Module("fastbn_torch")
+    _entries(module, _caller(), thrower)
+    _choosing(module, spread._new_key())
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple().create_target_machine(opt=2, jit=True)
-    for module in modules:
-        module.triple = target.triple
-    first, *others = (llvm.parse_assembly(str(module)) for module in modules)
-    engine = llvm.create_mcjit_compiler(first, target)
-    for module in others:
-        engine.add_module(module)
+    module.triple = target.triple
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), target)
     engine.finalize_object()
     return engine
 
@@ -231,9 +236,7 @@ def _register() -> bool:
     _table[calls.VERSION] = shim.version()
     if sys.platform == "linux":
         _table[calls.ADVISE] = _address(ctypes.CDLL(None).madvise)
-    modules = [_entry(name, function, thrower) for name, function in calls.BODIES.items()]
-    _choosing(modules[0], spread._new_key())
-    engine = _machine(modules)
+    engine = _machine(thrower)
     _table[calls.MINE] = engine.get_function_address("is_mine")
     signature = ctypes.PYFUNCTYPE(None)
     mine, not_mine = (signature(engine.get_function_address(name)) for name in ("mine", "not_mine"))

@@ -475,8 +475,20 @@ def backward_act(pointer: int, table_pointer: int) -> int:
     return said
 
 
-BODIES = {"forward": forward, "backward": backward, "forward_act": forward_act, "backward_act": backward_act}
+OPERATORS = "forward", "backward", "forward_act", "backward_act"
+
+
+@scalar
+def call(operator: int, pointer: int, table_pointer: int) -> int:
+    """Do one of OPERATORS: one function, because each of its own would be compiled with all that it calls."""
+    if operator == 0:
+        return forward(pointer, table_pointer)
+    if operator == 1:
+        return backward(pointer, table_pointer)
+    if operator == 2:
+        return forward_act(pointer, table_pointer)
+    return backward_act(pointer, table_pointer)
+
 
 if not config.DISABLE_JIT:  # compiled once a machine, then loaded
-    for body in BODIES.values():
-        cache.enable(body)
+    cache.enable(call)
