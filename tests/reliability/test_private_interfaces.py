@@ -210,7 +210,8 @@ def test_torch_says_who_follows_its_operations():
     from torch.autograd import forward_ad
 
     for name in ("_are_functorch_transforms_active", "_len_torch_dispatch_stack", "_get_tracing_state"):
-        require(callable(getattr(torch._C, name, None)), f"torch._C.{name} is gone: _is_traced of adapters/torch/functional.py")
+        where = "_is_traced of adapters/torch/functional.py"
+        require(callable(getattr(torch._C, name, None)), f"torch._C.{name} is gone: {where}")
     require(isinstance(forward_ad._current_level, int), "torch.autograd.forward_ad._current_level is no number")
     tensor = torch.ones(1)
     torch.autograd.graph.increment_version((tensor,))

@@ -13,7 +13,8 @@ statistics of float32 or float64, are fastbn's. Everything else is computed by P
 refuses, so that the error is PyTorch's.
 """
 
+from fastbn.adapters.torch.convert import convert, revert
 from fastbn.adapters.torch.functional import batch_norm
-from fastbn.adapters.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, convert, revert
+from fastbn.adapters.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "batch_norm", "convert", "revert"]

@@ -1,0 +1,367 @@
+"""Batch norms that do what follows them: what is found, what is left, and that a model stays what it was."""
+
+import copy
+import inspect
+import io
+import pickle
+import traceback
+
+import numpy as np
+import pytest
+
+from grid import draw
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed; make test-all installs it")
+# Parts of PyTorch are scripted when they are first used, which PyTorch itself deprecates.
+pytestmark = [pytest.mark.frameworks, pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")]
+
+import torch.nn.functional as F  # noqa: E402, N812
+from torch import nn  # noqa: E402
+
+import torch_blocks as blocks  # noqa: E402
+from fastbn.adapters.torch import convert, modules, revert  # noqa: E402
+from fastbn.adapters.torch.activations import batch_norm_act  # noqa: E402
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Return the list of fused calls, which goes on: activations, with + for an addition."""
+    calls = []
+
+    def recorded(*given):
+        calls.append(f"{given[-2]}{'+' if given[-1] is not None else ''}")
+        return batch_norm_act(*given)
+
+    monkeypatch.setattr(modules, "batch_norm_act", recorded)
+    return calls
+
+
+def batch(rng, *shape):
+    return torch.from_numpy(draw(rng, shape or (3, 4, 4, 4), np.float64))
+
+
+def pair(make):
+    """Return a net in float64 without and with fused calls."""
+    net = make().double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return convert(net), convert(net, fuse=True)
+
+
+def assert_same(plain, net, x, dy=None):
+    """Compare outputs, gradients and running statistics: to rounding, in float64."""
+    results = []
+    for model in (plain, net):
+        leaf = x.clone().requires_grad_()
+        model.zero_grad()
+        y = model(leaf * 1)
+        y.backward(torch.ones_like(y) if dy is None else dy)
+        results.append([y, leaf.grad, *(p.grad for p in model.parameters()), *model.buffers()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", blocks.BLOCKS)
+def test_blocks_of_nets_compute_the_same_with_fewer_calls(rng, fused, name):
+    make, expected = blocks.BLOCKS[name]
+    plain, net = pair(make)
+    for training in (True, True, False):
+        plain.train(training)
+        net.train(training)
+        fused.clear()
+        assert_same(plain, net, batch(rng))
+        assert fused == expected
+    assert list(net.state_dict()) == list(plain.state_dict())
+    assert repr(net) == repr(plain)
+    for a, b in zip(plain.modules(), net.modules(), strict=True):
+        assert isinstance(b, type(a))
+        assert (type(b).__name__, type(b).__module__) == (type(a).__name__, type(a).__module__)
+        given = [
+            [(p.name, p.kind, p.default) for p in inspect.signature(m.forward).parameters.values()] for m in (a, b)
+        ]
+        assert given[0] == given[1] or isinstance(a, modules._BatchNorm)
+    back = revert(net)
+    assert [type(m) for m in back.modules()] == [type(m) for m in revert(plain).modules()]
+    fused.clear()
+    assert_same(plain, back, batch(rng))
+    assert fused == []
+
+
+class OwnReLU(nn.ReLU):
+    pass
+
+
+class Left(nn.Module):
+    """Batch norms and activations that are not one call, whatever they look like."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.bn, self.conv, self.relu, self.own = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.ReLU(True), OwnReLU()
+        self.way = way
+
+    def forward(self, x):
+        return getattr(self, self.way)(x)
+
+    def used_twice(self, x):
+        y = self.bn(x)
+        return F.relu(y) + y
+
+    def used_by_a_function(self, x):
+        y = self.bn(x)
+        z = (lambda: y)()
+        return self.relu(y) + z
+
+    def kept(self, x):
+        self.seen = self.bn(x)
+        return self.relu(self.seen) + self.seen
+
+    def changes_its_input(self, x):
+        x = x * 1
+        y = self.bn(self.conv(x))
+        x += y
+        return F.relu(x)
+
+    def scaled(self, x):
+        return torch.relu(torch.add(self.bn(x), x, alpha=2))
+
+    def other_bounds(self, x):
+        return F.hardtanh(self.bn(x), -1.0, 6.0)
+
+    def a_subclass(self, x):
+        return self.own(self.bn(x))
+
+    def a_number(self, x):
+        return torch.relu(self.bn(x) + 1)
+
+    def handled(self, x):
+        try:
+            y = self.bn(x)
+            y = self.relu(y)
+        except ValueError:
+            return y
+        return y
+
+    def all_variables(self, x):
+        y = self.bn(x)
+        y = self.relu(locals()["y"] * 0 + y)
+        return y + 0
+
+    def input_changes(self, x):
+        h = x * 1
+        y = self.bn(h)
+        z = self._in_place(h)
+        y = y + z
+        return F.relu(y)
+
+    def residual_changes(self, x):
+        z = self.conv(x)
+        y = self.bn(x) + z
+        w = self._in_place(z)
+        return F.relu(y) + w
+
+    def leaves_early(self, x):
+        y = self.bn(x)
+        if self.training:
+            return x
+        return F.relu(y)
+
+    def statistics_move(self, x):
+        y = self.bn(self.conv(x))
+        z = self.bn(x * 3)
+        return F.relu(y + z * z)
+
+    def _in_place(self, h):
+        return h.mul_(2)
+
+    def in_a_branch(self, x):
+        y = self.bn(x)
+        return F.relu(y) if self.training else y
+
+
+@pytest.mark.parametrize("way", [n for n in vars(Left) if n not in ("forward", "__init__") and not n.startswith("_")])
+def test_what_is_left(rng, fused, way):
+    plain, net = pair(lambda: Left(way))
+    for training in (True, False):
+        plain.train(training)
+        net.train(training)
+        assert_same(plain, net, batch(rng))
+    assert fused == []
+
+
+def test_what_is_added_has_to_be_alike(rng, fused):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm2d(4)
+
+        def forward(self, x, y):
+            x = self.bn(x)
+            x += y
+            return F.relu(x)
+
+    plain, net = pair(Block)
+    x = batch(rng)
+    for y in (batch(rng, 1, 4, 1, 1), batch(rng, 3, 4, 4, 4).float(), 2.0):
+        torch.testing.assert_close(net(x, y), plain(x, y))
+    with pytest.raises(RuntimeError, match="output with shape"):
+        net(x, batch(rng, 2, 3, 4, 4, 4))
+    assert fused == []
+    torch.testing.assert_close(net(x, x), plain(x, x))
+    assert fused == ["relu+"]
+
+
+def test_hooks_see_what_they_saw(rng, fused):
+    """Also those that come later: then the calls are two again."""
+    plain, net = pair(blocks.BasicBlock)
+    seen = []
+    for name in ("relu", "bn2", "downsample", "downsample.1", None):
+        for register in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+            handles = []
+            for model in (plain, net):
+                seen.append([])
+                part = model.get_submodule(name or "")
+                handles.append(getattr(part, register)(lambda *given, kept=seen[-1]: kept.append(given[-1])))
+            assert_same(plain, net, batch(rng))
+            for handle in handles:
+                handle.remove()
+            torch.testing.assert_close(*seen[-2:], rtol=1e-9, atol=1e-9)
+            assert len(seen[-1]) == (2 if name == "relu" else 1)
+    fused.clear()
+    with_all = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    net(batch(rng))
+    with_all.remove()
+    assert fused == []
+    net(batch(rng))
+    assert fused == ["relu", "relu+"]
+
+
+def test_a_model_may_be_changed_and_taken_apart(rng, fused):
+    plain, net = pair(blocks.BasicBlock)
+    x = batch(rng)
+    torch.testing.assert_close(net.bn1(net.conv1(x)), plain.bn1(plain.conv1(x)))  # without the ReLU
+    for model in (plain, net):
+        model.relu = nn.GELU()
+    assert_same(plain, net, x)
+    for model in (plain, net):
+        model.relu, model.downsample, model.bn2 = nn.ReLU6(), None, nn.Identity()
+        model.conv1.stride = 1
+        model.bn1.requires_grad_(False)
+    x = batch(rng, 3, 4, 4, 4)
+    for model in (plain, net):
+        model.downsample = nn.Conv2d(4, 6, 1).double()
+    net.downsample.load_state_dict(plain.downsample.state_dict())
+    fused.clear()
+    torch.testing.assert_close(net(x), plain(x))
+    assert fused == ["relu6"]
+    plain, net = pair(blocks.vgg)
+    for model in (plain, net):
+        model[2] = nn.Tanh()
+        model.append(nn.BatchNorm1d(6).double())
+    assert_same(plain, net, batch(rng))
+    torch.testing.assert_close(net[:5](x), plain[:5](x))
+
+
+@pytest.mark.parametrize("name", ["basic", "vgg", "mlp"])
+def test_copies_are_fused_too(rng, fused, name):
+    make, expected = blocks.BLOCKS[name]
+    _, net = pair(make)
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    loaded.load_state_dict(net.state_dict())
+    copies = [loaded, copy.deepcopy(net), copy.copy(net), pickle.loads(pickle.dumps(net, 0))]
+    copies += [net._replicate_for_data_parallel(), convert(net, fuse=True), convert(net)]
+    for other in copies:
+        assert type(other) is type(net)
+        if other._is_replica if hasattr(other, "_is_replica") else False:
+            continue
+        fused.clear()
+        x = batch(rng)
+        torch.testing.assert_close(other.eval()(x), net.eval()(x), rtol=1e-9, atol=1e-9)
+        assert fused == 2 * expected
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler uses what its own and Python's deprecate
+@pytest.mark.parametrize("name", ["basic", "sequences", "vgg", "mlp"])
+def test_compiled_exported_and_traced(rng, name):
+    plain, net = pair(blocks.BLOCKS[name][0])
+    fast = torch.compile(net, fullgraph=True, backend="aot_eager")
+    for training in (True, False):
+        plain.train(training)
+        net.train(training)
+        assert_same(plain, fast, batch(rng))
+    x = batch(rng)
+    program = torch.export.export(net, (x,))
+    assert torch.ops.aten.batch_norm.default in [node.target for node in program.graph.nodes]
+    torch.testing.assert_close(program.module()(x), plain(x))
+    torch.testing.assert_close(torch.jit.trace(net, x)(x), plain(x))
+    torch.testing.assert_close(torch.func.functional_call(net, dict(net.named_parameters()), (x,)), plain(x))
+
+
+def test_checkpoints_and_derivatives(rng, fused):
+    plain, net = pair(blocks.BasicBlock)
+    x = batch(rng)
+    net.zero_grad()
+    torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False).sum().backward()
+    plain(x).sum().backward()
+    for a, b in zip(plain.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-9)
+    assert fused == 2 * ["relu", "relu+"]
+
+
+def test_errors_name_the_line_of_the_user(rng):
+    _, net = pair(blocks.BasicBlock)
+    with pytest.raises(RuntimeError) as error:
+        net(batch(rng, 3, 5, 4, 4))
+    assert "out = self.conv1(x)" in "".join(traceback.format_tb(error.value.__traceback__))
+    net.conv2 = nn.Identity()
+    net.downsample = nn.Identity()
+    with pytest.raises(RuntimeError) as error:
+        net(batch(rng))
+    frames = traceback.extract_tb(error.value.__traceback__)
+    assert [f.line for f in frames if f.filename == blocks.__file__] == ["out += identity"]
+
+
+KINDS = []
+
+
+class Registered(nn.Module):
+    def __init_subclass__(cls):
+        KINDS.append(cls)
+
+
+def test_classes_that_are_not_derived(rng, fused):
+    class Mine(Registered):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return F.relu(self.bn(x))
+
+    code = inspect.cleandoc("""
+        class Unseen(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.bn = nn.BatchNorm2d(4)
+            def forward(self, x):
+                return torch.relu(self.bn(x))
+    """)
+    names = {"nn": nn, "torch": torch, "__name__": "nowhere"}
+    exec(code, names)
+    for make in (Mine, names["Unseen"]):
+        plain, net = pair(make)
+        assert type(net) is make
+        assert_same(plain, net, batch(rng))
+    assert [Mine] == KINDS
+    changed = convert(blocks.BasicBlock().double())
+    changed.forward = lambda x: x
+    assert type(convert(changed, fuse=True)) is blocks.BasicBlock
+    assert fused == []
+
+
+def test_an_unknown_activation_is_refused(rng):
+    with pytest.raises(ValueError, match=r"activation: expected one of .* or None, got 'gelu'"):
+        convert(nn.BatchNorm2d(4)).double()(batch(rng), None, "gelu")
