@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from fastbn.adapters.torch.activations import is_like
+from fastbn.adapters.torch.functional import is_traced
 from fastbn.adapters.torch.modules import THEIRS
 
 MODULES: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
@@ -67,7 +68,9 @@ def is_sequence(module: Any) -> bool:
     if not isinstance(module, nn.Sequential) or not module._modules:
         return False
     kind = type(module)
-    return kind.forward in (nn.Sequential.forward, forward) and kind.__call__ is nn.Module.__call__
+    if kind.__call__ is not nn.Module.__call__ or kind.__iter__ is not nn.Sequential.__iter__:
+        return False
+    return kind.forward in (nn.Sequential.forward, forward)
 
 
 def last_norm(module: Any, quiet: bool = True) -> nn.Module | None:
@@ -86,12 +89,16 @@ def _until_last(norm: Any, input: Any, source: Any = None) -> tuple[Any, Any, An
     return norm, input, source
 
 
+def _may_wait(input: Any) -> bool:
+    return type(input) in _PLAIN and (torch.compiler.is_compiling() or not is_traced())
+
+
 def begin(norm: Any, input: Any) -> Any:
     """Call a module, or put it off if it is a batch norm of fastbn or ends in one."""
     if last_norm(norm) is None:
         return norm(input)
     norm, input, _ = _until_last(norm, input)
-    return Waiting(norm, input) if type(input) in _PLAIN else norm(input)
+    return Waiting(norm, input) if _may_wait(input) else norm(input)
 
 
 def begin_early(norm: Any, input: Any, source: Any) -> Any:
@@ -103,7 +110,7 @@ def begin_early(norm: Any, input: Any, source: Any) -> Any:
         return norm(input)
     norm, input, source = _until_last(norm, input, source)
     is_fresh = isinstance(source, FRESH) and is_quiet(source)
-    return Waiting(norm, input) if is_fresh and type(input) in _PLAIN else norm(input)
+    return Waiting(norm, input) if is_fresh and _may_wait(input) else norm(input)
 
 
 def _finish(value: Any) -> Any:

@@ -37,7 +37,7 @@ def _is_ours(
     return _fits(weight, x) and _fits(bias, x) and _fits(running_mean, x) and _fits(running_var, x)
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
     """Return whether somebody follows PyTorch's operations, of which fastbn's are none.
 
     That is `torch.func`, `torch.jit.trace`, or a dispatch mode, such as a count of operations.
@@ -76,7 +76,7 @@ def batch_norm(
     given = input, running_mean, running_var, weight, bias, training, momentum, eps
     if torch.compiler.is_compiling():
         return function.compiled(*given) if _is_ours(*given) else nn.functional.batch_norm(*given)
-    if _is_traced() or not _is_ours(*given):
+    if is_traced() or not _is_ours(*given):
         return nn.functional.batch_norm(*given)
     y: Tensor = function.BatchNormFunction.apply(*given)
     return y

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fastbn.adapters.torch import deferred
 from fastbn.adapters.torch.rewrite import rewritten
@@ -66,7 +67,7 @@ def _revived(make: Any, base: type, *given: Any) -> Any:
 def _methods(module: nn.Module) -> dict[str, tuple[str, Any]]:
     """Return the methods in which something is found, with their new source."""
     kind = type(module)
-    if kind.forward is nn.Sequential.forward:
+    if deferred.is_sequence(module):
         pairs = pairwise(module._modules.values())
         if any(deferred.last_norm(a, quiet=False) and type(b) in deferred.MODULES for a, b in pairs):
             return {"forward": ("", deferred.forward)}
@@ -91,7 +92,7 @@ def fuse_module(module: nn.Module) -> None:
     base = type(module)
     if "forward" in module.__dict__ or not any(deferred.last_norm(m, quiet=False) for m in module.modules()):
         return
-    if not _can_be_derived(base):
+    if not _can_be_derived(base) or is_parametrized(module):
         return
     methods = _methods(module)
     if not methods:

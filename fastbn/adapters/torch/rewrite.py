@@ -55,6 +55,12 @@ def _loads(node: ast.AST, name: str) -> list[ast.Name]:
     return [n for n in _names(node, name) if isinstance(n.ctx, ast.Load)]
 
 
+def _reads(node: ast.AST, name: str) -> int:
+    """Return how often a variable is read; `name += x` reads it too."""
+    changes = [n for n in ast.walk(node) if isinstance(n, ast.AugAssign | ast.Delete) and _names(n, name)]
+    return len(_loads(node, name)) + len(changes)
+
+
 def _has_call(node: ast.AST) -> bool:
     return any(isinstance(n, ast.Call) for n in ast.walk(node))
 
@@ -163,7 +169,7 @@ class _Finder:
         if is_early and not self._runs_once(norm):
             return None
         edits[last[0]] = last[1]
-        edits[norm] = self._begin(norm, is_early and len(edits) + (norm is not node) > 1)
+        edits[norm] = self._begin(norm, is_early)
         return edits
 
     def _activation(self, node: ast.expr, norm: ast.Call) -> tuple[ast.AST, ast.Call] | None:
@@ -220,7 +226,7 @@ class _Finder:
         if len(loads) != 1 or not isinstance(reader, ast.Assign | ast.AnnAssign | ast.Return):
             return None
         above = self._above(loads[0], reader)
-        is_dead = isinstance(reader, ast.Return) or _target(reader) == name or len(_loads(self.tree, name)) == 1
+        is_dead = isinstance(reader, ast.Return) or _target(reader) == name or _reads(self.tree, name) == 1
         if above is None or not is_dead:
             return None
         others = [n for n in ast.walk(reader) if isinstance(n, ast.Call) and n not in above]
@@ -263,7 +269,7 @@ class _Finder:
             at = block.index(statement) if block is not None else 0
             if not at or block is None or name not in self.variables or _target(block[at - 1]) != name:
                 return None
-            if _target(statement) != name and len(_loads(self.tree, name)) != 1:
+            if _target(statement) != name and _reads(self.tree, name) != 1:
                 return None
             value = getattr(block[at - 1], "value", value)
         if not isinstance(value, ast.Call) or not isinstance(self._meaning(value.func), nn.Module):
