@@ -2,9 +2,13 @@
 
 import operator
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
+
+from fastbn.adapters.torch import convert
+from grid import draw
 
 
 def conv(inputs, outputs, size=3, stride=1, groups=1):
@@ -206,3 +210,29 @@ BLOCKS = {
     "mlp": (MLP, ["relu", "relu", "relu6"]),
     "spellings": (Spellings, ["relu", "relu+", "relu6+", "relu+", "relu6+", "relu+"]),
 }
+
+
+def batch(rng, *shape):
+    return torch.from_numpy(draw(rng, shape or (3, 4, 4, 4), np.float64))
+
+
+def pair(make):
+    """Return a net in float64 without and with fused calls."""
+    net = make().double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return convert(net), convert(net, fuse=True)
+
+
+def assert_same(plain, net, x, dy=None):
+    """Compare outputs, gradients and running statistics: to rounding, in float64."""
+    results = []
+    for model in (plain, net):
+        leaf = x.clone().requires_grad_()
+        model.zero_grad()
+        y = model(leaf)
+        y.backward(torch.ones_like(y) if dy is None else dy)
+        results.append([y, leaf.grad, *(p.grad for p in model.parameters()), *model.buffers()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)

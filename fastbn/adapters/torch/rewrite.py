@@ -24,12 +24,10 @@ from torch import nn
 from fastbn.adapters.torch import deferred
 from fastbn.adapters.torch.names import UNKNOWN, meaning
 from fastbn.adapters.torch.source import source_of, with_source
+from fastbn.adapters.torch.trees import has_call, is_method, loads, names, reads, stays, target
 
 # What lies between a value in a variable and the statement that reads it: evaluated once, whenever the statement is.
 _STRICT = (ast.Call, ast.Attribute, ast.BinOp, ast.UnaryOp, ast.Tuple, ast.List, ast.keyword, ast.Subscript)
-# What may be done while a batch norm waits; nothing that leaves the block.
-_BETWEEN = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.If, ast.Pass)
-_LEAVING = (ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr)
 _SEES_VARIABLES = {"locals", "vars", "dir", "eval", "exec", "_getframe"}
 
 Edits: TypeAlias = dict[ast.AST, ast.AST]
@@ -45,43 +43,6 @@ class _Use(NamedTuple):
 def _call(name: str, *args: ast.expr, keywords: list[ast.keyword] | None = None) -> ast.Call:
     function = ast.Attribute(ast.Name("_fastbn", ast.Load()), name, ast.Load())
     return ast.Call(function, list(args), keywords or [])
-
-
-def _names(node: ast.AST, name: str) -> list[ast.Name]:
-    return [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == name]
-
-
-def _loads(node: ast.AST, name: str) -> list[ast.Name]:
-    return [n for n in _names(node, name) if isinstance(n.ctx, ast.Load)]
-
-
-def _reads(node: ast.AST, name: str) -> int:
-    """Return how often a variable is read; `name += x` reads it too."""
-    changes = [n for n in ast.walk(node) if isinstance(n, ast.AugAssign | ast.Delete) and _names(n, name)]
-    return len(_loads(node, name)) + len(changes)
-
-
-def _has_call(node: ast.AST) -> bool:
-    return any(isinstance(n, ast.Call) for n in ast.walk(node))
-
-
-def _stays(statement: ast.stmt) -> bool:
-    """Return whether a batch norm may wait while a statement runs: it assigns variables, and the next one runs then."""
-    inside = list(ast.walk(statement))
-    if any(isinstance(n, _LEAVING) or (isinstance(n, ast.stmt) and not isinstance(n, _BETWEEN)) for n in inside):
-        return False
-    stores = [n for n in inside if isinstance(n, ast.Attribute | ast.Subscript) and not isinstance(n.ctx, ast.Load)]
-    return not stores
-
-
-def _target(statement: ast.AST | None) -> str | None:
-    """Return the one variable that a statement assigns."""
-    match statement:
-        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
-            return name
-        case ast.AugAssign(target=ast.Name(id=name)):
-            return name
-    return None
 
 
 class _Finder:
@@ -145,7 +106,7 @@ class _Finder:
             addition = None if edits else self._addition(node)
             if addition is not None:
                 place, a, b, how = addition
-                is_early |= a is node and _has_call(b)
+                is_early |= a is node and has_call(b)
                 node = place
                 edits[node] = _call("add", a, b, ast.Constant(how))
                 continue
@@ -157,8 +118,8 @@ class _Finder:
                 reader = use.node
                 if edits or not isinstance(reader.op, ast.Add):
                     return None
-                is_early |= use.is_early or _has_call(reader.value)
-                name = _target(reader) or ""
+                is_early |= use.is_early or has_call(reader.value)
+                name = target(reader) or ""
                 sum_ = _call("add", ast.Name(name, ast.Load()), reader.value, ast.Constant("a += b"))
                 edits[reader] = ast.Assign([ast.Name(name, ast.Store())], sum_)
                 use = self._use(reader)
@@ -181,7 +142,7 @@ class _Finder:
                     return parent, _call("activate", func, first, *rest, keywords=keywords)
             case ast.Attribute(value=value, attr=name) if name in deferred.METHODS:
                 call = self.parents[parent]
-                if _is_method(call, parent, 0):
+                if is_method(call, parent, 0):
                     return call, _call("activate_method", value, ast.Constant(name))
         return None
 
@@ -206,31 +167,31 @@ class _Finder:
                     return parent, a, b, "a + b" if self._meaning(func) is operator.add else "a += b"
             case ast.Attribute(value=a, attr=("add" | "add_") as name):
                 call = self.parents[parent]
-                if isinstance(call, ast.Call) and _is_method(call, parent, 1):
+                if isinstance(call, ast.Call) and is_method(call, parent, 1):
                     return call, a, call.args[0], f"a.{name}(b)"
         return None
 
     def _use(self, statement: ast.stmt) -> _Use | None:
         """Return where alone the value that a statement puts into a variable is read."""
-        name, block = _target(statement), self._block(statement)
+        name, block = target(statement), self._block(statement)
         if name is None or block is None or not self.has_variables or name not in self.variables:
             return None
         after = block[block.index(statement) + 1 :]
-        at = next((i for i, s in enumerate(after) if _names(s, name)), None)
-        if at is None or not all(_stays(s) for s in after[:at]):
+        at = next((i for i, s in enumerate(after) if names(s, name)), None)
+        if at is None or not all(stays(s) for s in after[:at]):
             return None
         reader = after[at]
-        loads = _loads(reader, name)
-        if isinstance(reader, ast.AugAssign) and _target(reader) == name:
-            return None if loads else _Use(reader, at > 0)
-        if len(loads) != 1 or not isinstance(reader, ast.Assign | ast.AnnAssign | ast.Return):
+        uses = loads(reader, name)
+        if isinstance(reader, ast.AugAssign) and target(reader) == name:
+            return None if uses else _Use(reader, at > 0)
+        if len(uses) != 1 or not isinstance(reader, ast.Assign | ast.AnnAssign | ast.Return):
             return None
-        above = self._above(loads[0], reader)
-        is_dead = isinstance(reader, ast.Return) or _target(reader) == name or _reads(self.tree, name) == 1
+        above = self._above(uses[0], reader)
+        is_dead = isinstance(reader, ast.Return) or target(reader) == name or reads(self.tree, name) == 1
         if above is None or not is_dead:
             return None
         others = [n for n in ast.walk(reader) if isinstance(n, ast.Call) and n not in above]
-        return _Use(loads[0], at > 0 or bool(others))
+        return _Use(uses[0], at > 0 or bool(others))
 
     def _block(self, statement: ast.stmt) -> list[ast.stmt] | None:
         """Return the statements beside a statement of the function itself."""
@@ -267,21 +228,14 @@ class _Finder:
         if isinstance(value, ast.Name) and isinstance(statement, ast.stmt):
             name, block = value.id, self._block(statement)
             at = block.index(statement) if block is not None else 0
-            if not at or block is None or name not in self.variables or _target(block[at - 1]) != name:
+            if not at or block is None or name not in self.variables or target(block[at - 1]) != name:
                 return None
-            if _target(statement) != name and _reads(self.tree, name) != 1:
+            if target(statement) != name and reads(self.tree, name) != 1:
                 return None
             value = getattr(block[at - 1], "value", value)
         if not isinstance(value, ast.Call) or not isinstance(self._meaning(value.func), nn.Module):
             return None
         return copy.deepcopy(value.func)
-
-
-def _is_method(call: ast.AST | None, attribute: ast.AST, arguments: int) -> bool:
-    """Return whether a node calls an attribute with so many arguments."""
-    if not isinstance(call, ast.Call) or call.func is not attribute or call.keywords or len(call.args) != arguments:
-        return False
-    return not any(isinstance(a, ast.Starred) for a in call.args)
 
 
 class _Editor(ast.NodeTransformer):
