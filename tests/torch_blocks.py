@@ -197,6 +197,50 @@ class Spellings(nn.Module):
         return F.relu(h)
 
 
+class Branches(nn.Module):
+    """RegNet's: an addition in each branch, one activation after them."""
+
+    def __init__(self, projects):
+        super().__init__()
+        self.proj = nn.Sequential(conv(4, 4, 1), nn.BatchNorm2d(4)) if projects else None
+        self.f = nn.Sequential(conv(4, 4), nn.BatchNorm2d(4))
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        if self.proj is not None:
+            x = self.proj(x) + self.f(x)
+        elif self.training is None:
+            x = x + 1
+        else:
+            x = x + self.f(x)
+        return self.activation(x)
+
+
+class Optional(nn.Module):
+    """timm's BasicBlock: parts that may be there, as modules or in branches."""
+
+    def __init__(self, gates=False):
+        super().__init__()
+        self.conv1, self.bn1, self.drop_block, self.act1 = conv(4, 4), nn.BatchNorm2d(4), nn.Identity(), nn.ReLU(True)
+        self.conv2, self.bn2, self.act2 = conv(4, 4), nn.BatchNorm2d(4), nn.ReLU(True)
+        self.se = nn.Hardswish() if gates else None
+
+    def forward(self, x):
+        shortcut = x
+        x = self.conv1(x)
+        x = self.bn1(x)
+        x = self.drop_block(x)
+        x = self.act1(x)
+        x = self.conv2(x)
+        x = self.bn2(x)
+        if self.se is not None:
+            x = self.se(x)
+        if self.training is None:
+            x = x * 2
+        x += shortcut
+        return self.act2(x)
+
+
 # What becomes one call, of a batch of 4 channels: activations, with + for an addition.
 BLOCKS = {
     "basic": (BasicBlock, ["relu", "relu+"]),
@@ -208,6 +252,10 @@ BLOCKS = {
     "dense": (DenseLayer, ["relu", "relu"]),
     "vgg": (vgg, ["relu", "relu"]),
     "mlp": (MLP, ["relu", "relu", "relu6"]),
+    "branch with": (lambda: Branches(True), ["relu+"]),
+    "branch without": (lambda: Branches(False), ["relu+"]),
+    "optional": (Optional, ["relu", "relu+"]),
+    "optional with": (lambda: Optional(True), ["relu"]),
     "spellings": (Spellings, ["relu", "relu+", "relu6+", "relu+", "relu6+", "relu+"]),
 }
 

@@ -119,13 +119,22 @@ class Left(nn.Module):
             if i:
                 y += 1  # noqa: F821
             y = self.bn(x)
-            x = x + self.relu(y)
+            z = self.relu(y)
+            x = x + z
         return x
 
     def another_name(self, x):
         y = self.bn(x)
         z = y
         return self.relu(z) + y
+
+    def read_in_a_branch(self, x):
+        y = self.bn(self.conv(x))
+        z = x
+        if self.way:
+            z = y * 2
+        y = self.relu(y)
+        return y + z
 
     def leaves_early(self, x):
         y = self.bn(x)

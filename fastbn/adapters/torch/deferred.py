@@ -113,7 +113,7 @@ def begin_early(norm: Any, input: Any, source: Any) -> Any:
     return Waiting(norm, input) if is_fresh and _may_wait(input) else norm(input)
 
 
-def _finish(value: Any) -> Any:
+def finish(value: Any) -> Any:
     """Make the calls of which nothing more is known."""
     if not isinstance(value, Waiting):
         return value
@@ -129,7 +129,14 @@ def add(a: Any, b: Any, addition: str) -> Any:
     for value, residual in (a, b), (b, a):
         if isinstance(value, Waiting) and not value.addition and is_like(residual, value.input):
             return Waiting(value.norm, value.input, residual, addition, value is b)
-    return ADDITIONS[addition](_finish(a), _finish(b))
+    return ADDITIONS[addition](finish(a), finish(b))
+
+
+def through(module: Any, value: Any) -> Any:
+    """Call a module that may be an `nn.Identity`, which has no need to know the value."""
+    if isinstance(value, Waiting) and type(module) is nn.Identity and is_quiet(module):
+        return value
+    return module(finish(value))
 
 
 def name_of(act: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> str | None:
@@ -153,7 +160,7 @@ def activate(act: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         name = name_of(act, args, kwargs)
         if name is not None:
             return value.norm(value.input, value.residual, name)
-        value = _finish(value)
+        value = finish(value)
     return act(value, *args, **kwargs)
 
 

@@ -16,7 +16,7 @@ import ast
 import copy
 import operator
 from types import FunctionType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,13 +24,11 @@ from torch import nn
 from fastbn.adapters.torch import deferred
 from fastbn.adapters.torch.names import UNKNOWN, meaning
 from fastbn.adapters.torch.source import source_of, with_source
-from fastbn.adapters.torch.trees import has_call, is_method, loads, names, reads, stays, target
+from fastbn.adapters.torch.trees import Editor, Edits, call_of, has_call, is_method, loads, names, reads, stays, target
 
 # What lies between a value in a variable and the statement that reads it: evaluated once, whenever the statement is.
 _STRICT = (ast.Call, ast.Attribute, ast.BinOp, ast.UnaryOp, ast.Tuple, ast.List, ast.keyword, ast.Subscript)
 _SEES_VARIABLES = {"locals", "vars", "dir", "eval", "exec", "_getframe"}
-
-Edits: TypeAlias = dict[ast.AST, ast.AST]
 
 
 class _Use(NamedTuple):
@@ -38,11 +36,14 @@ class _Use(NamedTuple):
 
     node: ast.Name | ast.AugAssign
     is_early: bool  # whether something else is done before, or may be
+    finished: Edits  # what reads it instead in branches before, and assigns the variable
 
 
-def _call(name: str, *args: ast.expr, keywords: list[ast.keyword] | None = None) -> ast.Call:
-    function = ast.Attribute(ast.Name("_fastbn", ast.Load()), name, ast.Load())
-    return ast.Call(function, list(args), keywords or [])
+def _is_activation(new: ast.AST) -> bool:
+    match new:
+        case ast.Call(func=ast.Attribute(attr="activate" | "activate_method")):
+            return True
+    return False
 
 
 class _Finder:
@@ -65,7 +66,8 @@ class _Finder:
         # What is known to be a batch norm comes first; of two that are added, the later one, which waits for less.
         for call in sorted(calls, key=lambda n: (self._is_known(n), n.lineno, n.col_offset), reverse=True):
             edits = self._fused(call)
-            if edits is not None and not edits.keys() & self.edits.keys():
+            taken = [self.edits[node] for node in edits or {} if node in self.edits]
+            if edits is not None and all(_is_activation(new) for new in taken):  # which branches may share
                 self.edits |= edits
         return self.edits
 
@@ -101,14 +103,22 @@ class _Finder:
         """Return what takes the place of a call and of those that follow it, if they can be one."""
         node: ast.expr = norm
         edits: Edits = {}
+        between: Edits = {}
         is_early = False  # whether something else is done before the activation
         while (last := self._activation(node, norm)) is None:
             addition = None if edits else self._addition(node)
+            through = self.parents[node]
+            if isinstance(through, ast.Call) and type(self._meaning(through.func)) is nn.Identity and not edits:
+                if through.args != [node] or through.keywords:
+                    return None
+                between[through] = call_of("through", through.func, node)
+                node = through
+                continue
             if addition is not None:
                 place, a, b, how = addition
                 is_early |= a is node and has_call(b)
                 node = place
-                edits[node] = _call("add", a, b, ast.Constant(how))
+                edits[node] = call_of("add", a, b, ast.Constant(how))
                 continue
             statement = self.parents[node]
             if not isinstance(statement, ast.Assign | ast.AnnAssign):
@@ -118,17 +128,20 @@ class _Finder:
                 reader = use.node
                 if edits or not isinstance(reader.op, ast.Add):
                     return None
+                between |= use.finished
                 is_early |= use.is_early or has_call(reader.value)
                 name = target(reader) or ""
-                sum_ = _call("add", ast.Name(name, ast.Load()), reader.value, ast.Constant("a += b"))
+                sum_ = call_of("add", ast.Name(name, ast.Load()), reader.value, ast.Constant("a += b"))
                 edits[reader] = ast.Assign([ast.Name(name, ast.Store())], sum_)
                 use = self._use(reader)
             if use is None or isinstance(use.node, ast.AugAssign) or (edits and use.is_early):
                 return None  # what was added must not change before the activation
             node = use.node
+            between |= use.finished
             is_early |= use.is_early
         if is_early and not self._runs_once(norm):
             return None
+        edits |= between
         edits[last[0]] = last[1]
         edits[norm] = self._begin(norm, is_early)
         return edits
@@ -139,11 +152,11 @@ class _Finder:
         match parent:
             case ast.Call(func=func, args=[first, *rest], keywords=keywords) if first is node:
                 if self._is_activation(parent, self._is_known(norm)):
-                    return parent, _call("activate", func, first, *rest, keywords=keywords)
+                    return parent, call_of("activate", func, first, *rest, keywords=keywords)
             case ast.Attribute(value=value, attr=name) if name in deferred.METHODS:
                 call = self.parents[parent]
                 if is_method(call, parent, 0):
-                    return call, _call("activate_method", value, ast.Constant(name))
+                    return call, call_of("activate_method", value, ast.Constant(name))
         return None
 
     def _runs_once(self, norm: ast.Call) -> bool:
@@ -176,14 +189,24 @@ class _Finder:
         name, block = target(statement), self._block(statement)
         if name is None or block is None or not self.has_variables or name not in self.variables:
             return None
-        after = block[block.index(statement) + 1 :]
-        at = next((i for i, s in enumerate(after) if names(s, name)), None)
-        if at is None or not all(stays(s) for s in after[:at]):
+        passed: list[ast.stmt] = []
+        finished: Edits = {}
+        node: ast.AST = statement
+        while True:
+            after = block[block.index(node) + 1 :]  # type: ignore[arg-type]
+            at = next((i for i, s in enumerate(after) if not self._passes(s, name, finished)), len(after))
+            passed += after[:at]
+            if at < len(after):
+                break
+            node = self.parents[node]  # on from the end of a branch
+            if not isinstance(node, ast.If) or (block := self._block(node)) is None:
+                return None
+        if not all(stays(s) for s in passed):
             return None
         reader = after[at]
         uses = loads(reader, name)
         if isinstance(reader, ast.AugAssign) and target(reader) == name:
-            return None if uses else _Use(reader, at > 0)
+            return None if uses else _Use(reader, bool(passed), finished)
         if len(uses) != 1 or not isinstance(reader, ast.Assign | ast.AnnAssign | ast.Return):
             return None
         above = self._above(uses[0], reader)
@@ -191,7 +214,24 @@ class _Finder:
         if above is None or not is_dead:
             return None
         others = [n for n in ast.walk(reader) if isinstance(n, ast.Call) and n not in above]
-        return _Use(uses[0], at > 0 or bool(others))
+        return _Use(uses[0], bool(passed or others), finished)
+
+    def _passes(self, statement: ast.stmt, name: str, finished: Edits) -> bool:
+        """Return whether a value may wait while a statement runs which does not read it, or replaces it in a branch."""
+        if not names(statement, name):
+            return True
+        if not isinstance(statement, ast.If) or names(statement.test, name):
+            return False
+        for branch in statement.body, statement.orelse:
+            mentions = [s for s in branch if names(s, name)]
+            if not mentions:
+                continue
+            uses = loads(mentions[0], name)
+            is_new = isinstance(mentions[0], ast.Assign) and target(mentions[0]) == name
+            if not is_new or len(uses) != 1 or self._above(uses[0], mentions[0]) is None or len(mentions) > 1:
+                return False
+            finished[uses[0]] = call_of("finish", ast.Name(name, ast.Load()))
+        return True
 
     def _block(self, statement: ast.stmt) -> list[ast.stmt] | None:
         """Return the statements beside a statement of the function itself."""
@@ -218,8 +258,8 @@ class _Finder:
 
     def _begin(self, norm: ast.Call, is_early: bool) -> ast.Call:
         if not is_early:
-            return _call("begin", norm.func, norm.args[0])
-        return _call("begin_early", norm.func, norm.args[0], self._source(norm) or ast.Constant(None))
+            return call_of("begin", norm.func, norm.args[0])
+        return call_of("begin_early", norm.func, norm.args[0], self._source(norm) or ast.Constant(None))
 
     def _source(self, norm: ast.Call) -> ast.expr | None:
         """Return the module whose result a batch norm takes, if nobody else has that result."""
@@ -238,19 +278,6 @@ class _Finder:
         return copy.deepcopy(value.func)
 
 
-class _Editor(ast.NodeTransformer):
-    def __init__(self, edits: Edits):
-        self.edits = edits
-
-    def visit(self, node: ast.AST) -> Any:
-        """Put what takes the place of a node there, with its lines; it has parts of the node, which change too."""
-        new = self.edits.get(node, node)
-        for part in ast.walk(new):  # what is new in it
-            if not hasattr(part, "lineno"):
-                ast.copy_location(part, node)
-        return self.generic_visit(new)
-
-
 def rewritten(module: nn.Module, function: FunctionType) -> tuple[str, FunctionType] | None:
     """Return a method of a module in which batch norms wait, and its source; None if there are none."""
     source = source_of(function)
@@ -260,5 +287,5 @@ def rewritten(module: nn.Module, function: FunctionType) -> tuple[str, FunctionT
     edits = _Finder(module, function, tree).find()
     if not edits:
         return None
-    tree = _Editor(edits).visit(tree)
+    tree = Editor(edits).visit(tree)
     return ast.unparse(tree), with_source(function, source._replace(tree=tree), _fastbn=deferred)

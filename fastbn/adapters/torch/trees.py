@@ -1,12 +1,15 @@
-"""Questions about syntax trees: where a variable is read, and what a statement does besides."""
+"""Syntax trees: where a variable is read, what a statement does besides, and nodes in place of others."""
 
 from __future__ import annotations
 
 import ast
+from typing import Any, TypeAlias
 
 # What may be done while a batch norm waits; nothing that leaves the block.
 _BETWEEN = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.If, ast.Pass)
 _LEAVING = (ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr)
+
+Edits: TypeAlias = dict[ast.AST, ast.AST]  # what takes the place of a node
 
 
 def names(node: ast.AST, name: str) -> list[ast.Name]:
@@ -54,3 +57,24 @@ def is_method(call: ast.AST | None, attribute: ast.AST, arguments: int) -> bool:
     if not isinstance(call, ast.Call) or call.func is not attribute or call.keywords or len(call.args) != arguments:
         return False
     return not any(isinstance(a, ast.Starred) for a in call.args)
+
+
+def call_of(name: str, *args: ast.expr, keywords: list[ast.keyword] | None = None) -> ast.Call:
+    """Return a call of a function of `deferred`."""
+    function = ast.Attribute(ast.Name("_fastbn", ast.Load()), name, ast.Load())
+    return ast.Call(function, list(args), keywords or [])
+
+
+class Editor(ast.NodeTransformer):
+    """Makes edits."""
+
+    def __init__(self, edits: Edits):
+        self.edits = edits
+
+    def visit(self, node: ast.AST) -> Any:
+        """Put what takes the place of a node there, with its lines; it has parts of the node, which change too."""
+        new = self.edits.get(node, node)
+        for part in ast.walk(new):  # what is new in it
+            if not hasattr(part, "lineno"):
+                ast.copy_location(part, node)
+        return self.generic_visit(new)
