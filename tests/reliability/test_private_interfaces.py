@@ -217,14 +217,32 @@ def test_torch_says_who_follows_its_operations():
     from torch.autograd import forward_ad
 
     for name in ("_are_functorch_transforms_active", "_len_torch_dispatch_stack", "_get_tracing_state"):
-        require(
-            callable(getattr(torch._C, name, None)),
-            f"torch._C.{name} is gone: adapters/torch/functional.py",
-        )
+        where = "is_traced of adapters/torch/functional.py"
+        require(callable(getattr(torch._C, name, None)), f"torch._C.{name} is gone: {where}")
     require(isinstance(forward_ad._current_level, int), "torch.autograd.forward_ad._current_level is no number")
     tensor = torch.ones(1)
     torch.autograd.graph.increment_version((tensor,))
     require(tensor._version == 1, "increment_version does not count a tensor that fastbn writes to")
+
+
+@pytest.mark.frameworks
+def test_torch_says_who_looks_at_a_modules_calls():
+    torch = pytest.importorskip("torch")
+    where = "adapters/torch/deferred.py"
+    module = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1))
+    kept = {"forward": "_forward_hooks", "forward_pre": "_forward_pre_hooks"}
+    kept |= {"full_backward": "_backward_hooks", "full_backward_pre": "_backward_pre_hooks"}
+    for kind, name in kept.items():
+        handle = getattr(module, f"register_{kind}_hook")(print)
+        require(len(getattr(module, name)) == 1, f"Module.{name} does not keep hooks: is_quiet of {where}")
+        handle.remove()
+    has_any = torch.nn.modules.module._has_any_global_hook
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(print)
+    require(has_any(), f"_has_any_global_hook does not see hooks: is_quiet of {where}")
+    handle.remove()
+    require(not has_any(), f"_has_any_global_hook sees hooks: is_quiet of {where}")
+    require(isinstance(module[0], torch.nn.modules.conv._ConvNd), f"no convolution is a _ConvNd: FRESH of {where}")
+    require([*module._modules.values()] == [*module], f"Sequential calls other modules than _modules: {where}")
 
 
 FRAME = ["struct_size", "extension_start", "api", "ctx", "stage", "args", "rets", "attrs"]

@@ -22,7 +22,7 @@ def _fits(parameter: Tensor | None, x: Tensor) -> bool:
     )
 
 
-def _is_ours(
+def is_ours(
     x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
     training: bool, momentum: float, eps: float,
 ) -> bool:  # fmt: skip
@@ -40,7 +40,7 @@ def _is_ours(
     return _fits(weight, x) and _fits(bias, x) and _fits(running_mean, x) and _fits(running_var, x)
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
     """Return whether somebody follows PyTorch's operations, of which fastbn's are none.
 
     That is `torch.func`, `torch.jit.trace`, or a dispatch mode, such as a count of operations.
@@ -87,12 +87,12 @@ def batch_norm(
     """
     given = input, running_mean, running_var, weight, bias, training, momentum, eps
     if torch.compiler.is_compiling():
-        return function.compiled(*given) if _is_ours(*given) else nn.functional.batch_norm(*given)
-    if _is_traced():
+        return function.compiled(*given) if is_ours(*given) else nn.functional.batch_norm(*given)
+    if is_traced():
         return nn.functional.batch_norm(*given)
     if input.is_cpu and forward_ad._current_level < 0 and native.works():
         return _by_pytorchs_operator(*given)
-    if not _is_ours(*given):
+    if not is_ours(*given):
         return nn.functional.batch_norm(*given)
     y: Tensor = function.BatchNormFunction.apply(*given)
     return y

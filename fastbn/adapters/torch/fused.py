@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from fastbn.adapters.torch import native
+from fastbn.adapters.torch.functional import is_ours, is_traced
 
-# What may follow, by its name: its number in compiled code.
+# What may follow, by its name: its number in compiled code, and what PyTorch calls it.
 NUMBERS = {None if a is None else a.name: number for number, a in enumerate(native.ACTIVATIONS)}
+ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda y: y,
+    "relu": torch.relu,
+    "relu6": nn.functional.relu6,
+    "silu": nn.functional.silu,
+}
+
+# Values from which one operator is faster than one after the other: PyTorch's autograd calls it by Python, which costs
+# 40 us more, forward and backward together.
+FUSED_FROM = 1 << 16
+
+
+def takes(
+    x: Tensor, running_mean: Any, running_var: Any, weight: Any, bias: Any, training: bool, momentum: float, eps: float,
+    activation: str | None, residual: Any,
+) -> bool:  # fmt: skip
+    """Return whether a call is one operator's; a residual is a tensor like x."""
+    return (
+        x.numel() >= FUSED_FROM
+        and x.is_cpu
+        and (residual is None or activation in (None, "relu"))
+        and not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
+        and not is_traced()
+        and is_ours(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        and native.works()
+    )
 
 
 class BatchNormActFunction(torch.autograd.Function):
@@ -58,11 +88,3 @@ def _composed(ctx: Any, dy: Tensor) -> Any:
     leaves = {at: leaf for at, leaf in ((0, x), (3, weight), (4, bias), (9, residual)) if ctx.needs_input_grad[at]}
     grads = dict(zip(leaves, torch.autograd.grad(y, tuple(leaves.values()), dy, create_graph=True), strict=True))
     return tuple(grads.get(at) for at in range(10))
-
-
-ACTIVATIONS: dict[str | None, Any] = {
-    None: lambda y: y,
-    "relu": torch.relu,
-    "relu6": nn.functional.relu6,
-    "silu": nn.functional.silu,
-}

@@ -1,0 +1,67 @@
+"""Batch norm, a residual and an activation in one call: the one place that every fused call comes to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastbn.adapters.torch import fused
+from fastbn.adapters.torch.functional import batch_norm
+from fastbn.adapters.torch.fused import ACTIVATIONS
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def is_like(residual: Any, input: Tensor) -> bool:
+    """Return whether a residual is a tensor of the shape, dtype and device of a batch norm's input."""
+    return (
+        type(residual) in _PLAIN
+        and residual.shape == input.shape
+        and residual.dtype is input.dtype
+        and residual.device == input.device
+        and residual.layout is torch.strided
+    )
+
+
+def batch_norm_act(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """Return ``activation(batch_norm(input, ...) + residual)``.
+
+    Parameters
+    ----------
+    input, running_mean, running_var, weight, bias, training, momentum, eps
+        As `torch.nn.functional.batch_norm`'s.
+    activation : {None, "relu", "relu6", "silu"}
+        What is done last.
+    residual : Tensor, optional
+        What is added before the activation; whatever PyTorch adds to y, by its rules of shapes and dtypes.
+
+    Returns
+    -------
+    Tensor
+        A new tensor: nothing is changed but the running statistics.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {sorted(filter(None, ACTIVATIONS))} or None, got {activation!r}")
+    given = input, running_mean, running_var, weight, bias, training, momentum, eps
+    if (residual is None or is_like(residual, input)) and fused.takes(*given, activation, residual):
+        one: Tensor = fused.BatchNormActFunction.apply(*given, activation, residual)
+        return one
+    y = batch_norm(*given)
+    if residual is not None:
+        y = y + residual
+    if activation == "relu":
+        return torch.relu_(y)
+    return ACTIVATIONS[activation](y)
