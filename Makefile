@@ -137,7 +137,7 @@ bench: $(VENV)/.all
 	$(BENCHMARK) bench/test_speed.py bench/test_sweeps.py bench/test_start.py --write bench/results/cpu; \
 		failed=$$?; $(BIN)/python bench/plots.py bench/results/cpu.json && $(COMPANY) && exit $$failed
 
-# On quiet cores alone, in five minutes: what other programs disturb is measured up to three times, and not counted.
+# In five minutes on quiet cores; rounds that other programs disturb are taken again, and rows that they do are not counted.
 COMPANY = $(BIN)/python bench/in_company.py --write bench/results/company
 bench-company: $(VENV)/.all
 	$(COMPANY)

@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import report
-from company import page, targets, turns
+from company import page, quiet, targets, turns
 
 COMMAND = Path(__file__).with_name("in_company.py")
 HEADER = {"date": "2026-11-27", "processor": "a processor", "threads": 2, "last_level_cache": 32 << 20, "versions": {}}
@@ -81,7 +82,7 @@ def test_page():
     text = page.markdown(found)
     assert "adapter and PyTorch's own, both after torch.matmul | 1 | **0.50** | **0.50** | 1.60 | not met |" in text
     assert "| one | 8 x 3 x 9 x 9 NCHW * | 100 | **0.90** | 1.25 | **-0.56** |" in text
-    assert "in 1 of 2 rows" in text
+    assert "during 1 of 2 rows" in text
     assert page.table(found)[0] in text
 
 
@@ -93,9 +94,26 @@ def test_steps_in_turn():
     assert list(row["seconds"]) == list(seconds)
 
 
-def test_what_is_disturbed_is_measured_again():
-    rows = iter([{"others": 0.4, "n": 1}, {"others": 0.01, "n": 2}, {"others": 0.0, "n": 3}])
-    assert turns.attempts(lambda: next(rows))["n"] == 2
+class Watch:
+    """Says what others took during the rounds that come."""
+
+    shares: ClassVar[list] = []
+
+    def __init__(self, used):
+        pass
+
+    def share(self):  # noqa: D102
+        return self.shares.pop(0)
+
+
+def test_quiet_rounds_count(monkeypatch):
+    monkeypatch.setattr(quiet, "Watch", Watch)
+    Watch.shares, numbers = [0.4, 0.0, 0.01, 0.3, 0.02], iter(range(9))
+    assert quiet.rounds(lambda: next(numbers), 3) == ([1, 2, 4], pytest.approx(0.01))
+    Watch.shares, numbers = [0.5, 0.7, 0.0], iter(range(9))
+    assert quiet.rounds(lambda: next(numbers), 3, seconds=0) == ([0, 1, 2], pytest.approx(0.4))
+    Watch.shares, numbers = [None], iter(range(9))
+    assert quiet.rounds(lambda: next(numbers), 1) == ([0], None)
 
 
 def test_a_wrong_variant_fails():

@@ -24,6 +24,7 @@ ADAPTER = "fastbn's adapter"
 OUT = "PyTorch, out="
 AUTOGRAD = "PyTorch, autograd"
 JAX = jax_jit.NAME
+NAMES = {"numpy": (FUNCTIONS,), "torch": (ADAPTER, AUTOGRAD, OUT), "jax": (JAX,)}
 # ours, theirs: whoever writes a trainer in NumPy has the first two to choose between, whoever has a model the last.
 PAIRS = ((FUNCTIONS, OUT), (FUNCTIONS, JAX), (ADAPTER, AUTOGRAD))
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+import random
 import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from others import Watch
 from suites import Case
 
-from company.calls import PAIRS, PRODUCT, REST
+from company import quiet
+from company.calls import NAMES, PAIRS, PRODUCT, REST
 from company.hosts import HOSTS, Host, Missing
-from company.turns import ATTEMPTS, attempts
 
 # Of different kinds: rows and images, in the cache and beyond, few and many channels, small enough for one thread.
 CASES = [
@@ -40,30 +39,34 @@ def rows(quick: bool = False) -> Iterator[dict[str, Any]]:
                         host.ask("prepare", shape=case.shape, axis=case.axis, operation=operation, product=product)
                     except Missing:
                         hosts.remove(host)
-                yield attempts(
-                    functools.partial(_row, case, operation, hosts, rounds, pairs, rest), 1 if quick else ATTEMPTS
-                )
+                yield _row(case, operation, hosts, rounds, pairs, rest)
 
 
 def _row(case: Case, operation: str, hosts: list[Host], rounds: int, pairs: int, rest: float) -> dict[str, Any]:
-    watch = Watch(lambda: sum(host.used for host in hosts))
-    found: list[dict[str, float]] = []
-    for i in range(rounds):
-        turn = i % len(hosts)
-        found.append({})
-        for host in hosts[turn:] + hosts[:turn]:
-            found[-1] |= host.ask("burst", pairs=pairs, rest=rest)
-    for host in hosts:
-        host.ask("used")
-    disturbance = watch.share()
+    order = hosts.copy()
+
+    def take() -> dict[str, float]:
+        random.shuffle(order)
+        times: dict[str, float] = {}
+        for host in order:
+            times |= host.ask("burst", pairs=pairs, rest=rest)
+        return times
+
+    def used() -> float:
+        for host in hosts:
+            host.ask("used")
+        return sum(host.used for host in hosts)
+
+    found, others = quiet.rounds(take, rounds, used, quiet.SECONDS if rounds > 1 else 0)
     ratios = {
         f"{ours}, {theirs}": statistics.median(times[theirs] / times[ours] for times in found)
         for ours, theirs in PAIRS
         if theirs in found[0] and ours in found[0]
     }
+    names = [name for host in HOSTS for name in NAMES[host] if name in found[0]]
     return {
         "shape": list(case.shape), "layout": case.layout, "operation": operation, "bytes": 4 * case.size,
-        "calls": rounds * pairs, "others": None if disturbance is None else round(disturbance, 3),
-        "seconds": {name: float(f"{statistics.median(t[name] for t in found):.3g}") for name in found[0]},
+        "calls": len(found) * pairs, "others": None if others is None else round(others, 3),
+        "seconds": {name: float(f"{statistics.median(t[name] for t in found):.3g}") for name in names},
         "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()},
     }  # fmt: skip

@@ -7,8 +7,9 @@ from typing import Any
 
 from others import DISTURBED
 
+from .quiet import disturbed
 from .targets import CALLS, Standing, standing
-from .turns import PLAIN, disturbed
+from .turns import PLAIN
 
 Row = dict[str, Any]
 
@@ -63,7 +64,7 @@ def _disturbed(record: dict[str, Any]) -> str:
     rows = [row for section in ("calls", "models", "trainers") for row in record[section]]
     found = sum(map(disturbed, rows))
     return (
-        f"Other programs took more than {DISTURBED:.0%} of the processor in {found} of {len(rows)} rows. Those are "
+        f"Other programs took more than {DISTURBED:.0%} of the processor during {found} of {len(rows)} rows. Those are "
         "marked with * and not counted."
     )
 

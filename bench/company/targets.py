@@ -8,7 +8,8 @@ from typing import Any
 
 import report
 
-from .turns import WITHOUT, disturbed, share
+from .quiet import disturbed
+from .turns import WITHOUT, share
 
 Row = dict[str, Any]
 Record = dict[str, Any]
