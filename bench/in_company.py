@@ -47,7 +47,8 @@ def models(quick: bool) -> Rows:
     settings = {"small": True, "rounds": 1} if quick else {}
     try:
         with Host("torch") as torch:
-            for net, layout in torch.ask("cases"):
+            cases = torch.ask("cases")
+            for net, layout in dict(cases).items() if quick else cases:
                 yield torch.ask("step", net=net, layout=layout, **settings)
     except Missing as missing:
         print(f"models: not measured, {missing} is not installed")
