@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 # Share of the time of our processors. The system's own housekeeping is below 2 %.
@@ -20,10 +21,14 @@ WORK = (0, 1, 2, 5, 6, 7)
 
 
 class Watch:
-    """Started when made; `share` is what others used since, of the processors we may run on. None if unknown."""
+    """Started when made; `share` is what others used since, of the processors we may run on. None if unknown.
 
-    def __init__(self) -> None:
-        self.started = time.perf_counter(), self._busy(), time.process_time()
+    `used` returns the seconds of the processor that were our own.
+    """
+
+    def __init__(self, used: Callable[[], float] = time.process_time) -> None:
+        self.used = used
+        self.started = time.perf_counter(), self._busy(), used()
 
     @staticmethod
     def _busy() -> float | None:
@@ -40,7 +45,7 @@ class Watch:
     def share(self) -> float | None:
         """Return the share until now, from 0 to 1."""
         started, before, own = self.started
-        now, busy, used = time.perf_counter(), self._busy(), time.process_time()
+        now, busy, used = time.perf_counter(), self._busy(), self.used()
         if before is None or busy is None:
             return None
         # Ticks are counted in steps of 10 ms, so that a short time of nothing may come out below 0.

@@ -238,7 +238,7 @@ def markdown(record: dict[str, Any]) -> str:
     )
 
 
-def write(record: dict[str, Any], stem: Path) -> None:
+def write(record: dict[str, Any], stem: Path, page: Callable[[dict[str, Any]], str] = markdown) -> None:
     """Write STEM.json, a row a line, and STEM.md."""
     head = {key: value for key, value in record.items() if not isinstance(value, list)}
     parts = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
@@ -247,7 +247,7 @@ def write(record: dict[str, Any], stem: Path) -> None:
             parts.append(f" {json.dumps(key)}: [\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n ]")
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text("{\n" + ",\n".join(parts) + "\n}\n")
-    stem.with_suffix(".md").write_text(markdown(record))
+    stem.with_suffix(".md").write_text(page(record))
 
 
 def read(path: Path) -> dict[str, Any]:

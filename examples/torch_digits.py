@@ -3,10 +3,7 @@
 python examples/torch_digits.py
 """
 
-import os
 import time
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before PyTorch: its workers then leave the cores to fastbn's
 
 import torch
 from sklearn.datasets import load_digits

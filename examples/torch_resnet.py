@@ -7,14 +7,9 @@ stages of a ResNet have. The two nets start alike and take their steps in turn, 
 whatever else the machine does hits both; the figure is the median of the ratios of their times.
 """
 
-import os
 import statistics
 import sys
 import time
-
-# PyTorch's OpenMP workers spin for milliseconds after each convolution and keep the cores from fastbn's threads, unless
-# they are told to sleep, before PyTorch is imported. NUMBA_THREADING_LAYER=omp, which shares the workers, does as well.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from torch import nn

@@ -6,13 +6,10 @@ python bench/bridges/with_torch.py
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before PyTorch: its workers then leave the cores to fastbn's
 
 import numpy as np
 import torch
