@@ -1,5 +1,6 @@
 """Whoever runs the pieces of a kernel's loops, the bits are those of one thread."""
 
+import ctypes
 import hashlib
 import threading
 
@@ -9,6 +10,7 @@ import pytest
 
 import concurrent_calls
 import fastbn
+import hosts
 from concurrent_calls import RUNNERS
 from fastbn.backends.cpu import plan
 from fastbn_kernels.build import spread
@@ -74,6 +76,25 @@ def test_a_choice_ends_with_its_block_and_blocks_nest():
         other.join()
         assert seen == [None]
     assert not spread._get(spread._choice)
+
+
+def test_compiled_code_chooses_without_python():
+    """`exchange` is what `over` is, from C: of the calling thread alone, each choice comes back at the next call."""
+    exchange = ctypes.CFUNCTYPE(ctypes.c_ssize_t, ctypes.c_ssize_t)(spread.exchange_address())  # gives the GIL away
+    assert exchange(spread.CALLING_THREAD) == spread.LAYER
+    try:
+        assert spread._get(spread._choice) == spread.CALLING_THREAD
+        with spread.over(hosts.HOSTS["uneven"]):
+            assert exchange(7) == hosts.HOSTS["uneven"]
+        assert spread._get(spread._choice) == spread.CALLING_THREAD  # what `over` found
+        seen = []
+        other = threading.Thread(target=lambda: seen.append(exchange(5)))
+        other.start()
+        other.join()
+        assert seen == [spread.LAYER]
+    finally:
+        assert exchange(spread.LAYER) == spread.CALLING_THREAD
+    assert exchange(spread.LAYER) == spread.LAYER
 
 
 WITHOUT = """

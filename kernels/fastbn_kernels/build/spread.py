@@ -127,6 +127,15 @@ def works() -> bool:
     return True
 
 
+def exchange_address() -> int:
+    """Return where ``intptr_t exchange(intptr_t runner)`` is: `over` for compiled code, which needs no Python for it.
+
+    It lets a runner have the loops of the thread that calls, and returns the one before, for the call that ends it. 0
+    where regions are Numba's own.
+    """
+    return _machine().get_function_address("exchange") if works() else 0
+
+
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
     """Keep loops away from `workqueue`, once it is idle; for a fork."""
@@ -186,6 +195,11 @@ def _machine() -> Any:
         builder = ir.IRBuilder(ir.Function(module, ir.FunctionType(_none, []), name).append_basic_block())
         _ask(builder, "PyThread_tss_set", _alone, _word(value))
         builder.ret_void()
+    function = ir.Function(module, ir.FunctionType(_word, [_word]), "exchange")
+    builder = ir.IRBuilder(function.append_basic_block())
+    before = _ask(builder, "PyThread_tss_get", _choice)
+    _ask(builder, "PyThread_tss_set", _choice, *function.args)
+    builder.ret(before)
     _parallel_for(module, run, take, give_back)
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
