@@ -4,8 +4,11 @@ After a product OpenBLAS's workers wait for the next one in a busy loop of 2^28 
 Numba's layer share the cores with them, and a second thread brings nothing. So loops over NumPy's arrays are offered to
 OpenBLAS first. `offer` runs a loop on those workers, or answers that it had better not, and the layer runs it:
 
-- A worker sleeps, or is kept from its core by somebody else. To wake it would be to keep a core busy for 0.1 s, which
-  others may have use for. Two readings of its clock of processor time, 0.3 us each, tell.
+- A worker sleeps, or is kept from its core by somebody else. To wake it is to keep a core busy for 0.1 s that others
+  may have use for, and to wait for one that is kept away took 8 ms. Two readings of its clock of processor time, 0.3 us
+  each, tell.
+- It may be awake because of loops alone. So after `SPELL` of them the layer has its turn for `REST`, in which workers
+  without products go to sleep.
 - OpenBLAS has fewer threads now than the loop has pieces (`openblas_set_num_threads`, threadpoolctl).
 - A fork is about to come: OpenBLAS stops its workers then, and waits forever for one that is at work.
 
@@ -31,23 +34,27 @@ from llvmlite import ir
 from fastbn_kernels.build.machine import NONE, RUN, at, byte, call, finished, flag, word
 
 TRIED = (0, 3, 23), (0, 3, 31)  # the first and the last release; those of NumPy 1.26 to 2.4
+NAMES = "get_config", "get_parallel", "get_num_threads", "set_num_threads"
 PTHREADS = 1  # what openblas_get_parallel says of a build with threads of its own; 2 is OpenMP
 PATIENCE = 1.0  # seconds that the test may take; it takes 0.0002
 
+SPELL, REST = 5_000_000_000, 300_000_000  # nanoseconds
+
+LONG_AGO = -(1 << 62)
 NO_CLOCK = -1  # no thread's, so reading it fails
 CLOSED = 1 << 30  # added to the users
 
 
 class _State(ctypes.Structure):
-    """What the machine code shares: the first worker's clock, and how many loops are on workers now."""
+    """What threads share: when the spell began, the first worker's clock, and how many loops are on workers now."""
 
-    _fields_ = (("clock", ctypes.c_int32), ("users", ctypes.c_int32))
-
-
-_state = _State(NO_CLOCK, 0)
+    _fields_ = (("since", ctypes.c_int64), ("clock", ctypes.c_int32), ("users", ctypes.c_int32))
 
 
-class Unknown(Exception):
+_state = _State(LONG_AGO, NO_CLOCK, 0)
+
+
+class UnknownError(Exception):
     """Why loops stay with Numba's layer."""
 
 
@@ -56,36 +63,36 @@ class Unknown(Exception):
 
 @functools.cache
 def functions() -> dict[str, Any]:
-    """Return what is called of the library that NumPy has its products from; raise `Unknown` if it is not as known.
+    """Return what is called of the library of NumPy's products, or raise `UnknownError` if it is not as known.
 
     The names are looked up through NumPy's own module, so that it is that library and no other OpenBLAS of the process.
     """
-    if not sys.platform.startswith("linux"):
-        raise Unknown(f"not tried on {sys.platform}")
-    names = "numpy._core._multiarray_umath", "numpy.core._multiarray_umath"
-    numpy = ctypes.CDLL(next(sys.modules[name].__file__ for name in names if name in sys.modules))
+    if not sys.platform.startswith("linux") or sys.maxsize < 1 << 32:
+        raise UnknownError(f"this was tried on 64-bit Linux, not on {sys.platform}")
+    modules = "numpy._core._multiarray_umath", "numpy.core._multiarray_umath"
+    numpy = ctypes.CDLL(next(sys.modules[name].__file__ for name in modules if name in sys.modules))
     for form in ("scipy_openblas_{}64_", "openblas_{}64_", "scipy_openblas_{}", "openblas_{}"):
         with contextlib.suppress(AttributeError):
-            found = {name: numpy[form.format(name)] for name in ("get_config", "get_parallel", "get_num_threads")}
+            found = {name: numpy[form.format(name)] for name in NAMES}
             break
     else:
-        raise Unknown("NumPy's products are not OpenBLAS's")
+        raise UnknownError("NumPy's products are not OpenBLAS's")
     found["get_config"].restype = ctypes.c_char_p
     config = found["get_config"]().decode(errors="replace").strip()
     release = re.match(r"OpenBLAS (\d+)\.(\d+)\.(\d+)", config)
     first, last = TRIED
     if release is None or not first <= tuple(int(part) for part in release.groups()) <= last:
         between = " to ".join(".".join(map(str, bound)) for bound in TRIED)
-        raise Unknown(f"NumPy's products are those of {config!r}, and tried was OpenBLAS {between}")
+        raise UnknownError(f"NumPy's products are those of {config!r}, and tried was OpenBLAS {between}")
     if found["get_parallel"]() != PTHREADS:
-        raise Unknown(f"{config!r} has no threads of its own")
+        raise UnknownError(f"{config!r} has no threads of its own")
     try:
         found["gotoblas_pthread"] = numpy["gotoblas_pthread"]
         libc = ctypes.CDLL(None)
         for name in ("clock_gettime", "pthread_self", "pthread_getcpuclockid"):
             found[name] = libc[name]
     except AttributeError as error:
-        raise Unknown(str(error)) from None
+        raise UnknownError(str(error)) from None
     return found
 
 
@@ -106,8 +113,8 @@ def _c(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
     return call(builder, ctypes.cast(functions()[name], ctypes.c_void_p).value, result, *arguments)
 
 
-def _shared(builder: Any, field: Any) -> Any:
-    return at(builder, ctypes.addressof(_state) + field.offset, flag)
+def _shared(builder: Any, field: Any, kind: Any = flag) -> Any:
+    return at(builder, ctypes.addressof(_state) + field.offset, kind)
 
 
 @functools.cache
@@ -146,10 +153,10 @@ def _offer(module: Any, task: Any) -> None:
     """Write ``offer(begin, end, grain, run, context)``: as a host, but it returns whether it took the loop."""
     function = ir.Function(module, _OFFER, "offer")
     begin, end, _, run, context = function.args
-    names = "entry", "enter", "look", "fill", "go", "leave", "refuse"
+    names = "entry", "enter", "look", "asleep", "awake", "again", "anew", "ready", "fill", "go", "leave", "refuse"
     blocks = {name: function.append_basic_block(name) for name in names}
     builder = ir.IRBuilder(blocks["entry"])
-    times = [builder.alloca(_TIME) for _ in range(2)]
+    times = [builder.alloca(_TIME) for _ in range(3)]
     pieces = builder.sub(end, begin)
     threads = builder.sext(_c(builder, "get_num_threads", flag), word)
     builder.cbranch(builder.icmp_signed("<=", pieces, threads), blocks["enter"], blocks["refuse"])
@@ -160,17 +167,35 @@ def _offer(module: Any, task: Any) -> None:
 
     builder.position_at_end(blocks["look"])
     clock = builder.load_atomic(_shared(builder, _State.clock), "monotonic", 4)
-    failed = [_c(builder, "clock_gettime", flag, clock, time) for time in times]
-    first, second = (builder.extract_value(builder.load(time), 1) for time in times)
+    failed = [_c(builder, "clock_gettime", flag, clock, time) for time in times[:2]]
+    _c(builder, "clock_gettime", flag, flag(time.CLOCK_MONOTONIC), times[2])
+    first, second, (seconds, rest) = (
+        [builder.extract_value(builder.load(time), i) for i in range(2)] for time in times
+    )
+    now = builder.add(builder.mul(seconds, word(1_000_000_000)), rest)
     # A worker without a clock is one that a fork has stopped, in this process or in its parent: there are new ones.
     new = builder.icmp_signed("!=", builder.or_(*failed), flag(0))
-    awake = builder.or_(new, builder.icmp_signed("!=", first, second))
-    tasks = builder.alloca(_TASK, pieces)
-    builder.cbranch(awake, blocks["fill"], blocks["leave"])
+    awake = builder.or_(new, builder.icmp_signed("!=", first[1], second[1]))
+    since = _shared(builder, _State.since, word)
+    builder.cbranch(awake, blocks["awake"], blocks["asleep"])
+    builder.position_at_end(blocks["asleep"])
+    builder.store_atomic(now, since, "monotonic", 8)
+    builder.branch(blocks["leave"])
+    builder.position_at_end(blocks["awake"])
+    age = builder.sub(now, builder.load_atomic(since, "monotonic", 8))
+    builder.cbranch(builder.icmp_signed("<", age, word(SPELL)), blocks["ready"], blocks["again"])
+    builder.position_at_end(blocks["again"])
+    builder.cbranch(builder.icmp_signed("<", age, word(SPELL + REST)), blocks["leave"], blocks["anew"])
+    builder.position_at_end(blocks["anew"])  # still awake after a rest: there have been products
+    builder.store_atomic(now, since, "monotonic", 8)
+    builder.branch(blocks["ready"])
 
+    builder.position_at_end(blocks["ready"])
+    tasks = builder.alloca(_TASK, pieces)
+    builder.branch(blocks["fill"])
     builder.position_at_end(blocks["fill"])
     i = builder.phi(word)
-    i.add_incoming(word(0), blocks["look"])
+    i.add_incoming(word(0), blocks["ready"])
     for k, value in enumerate((run, context, builder.add(begin, i), i)):
         builder.store(value, builder.gep(tasks, [i, flag(k)]))
     following = builder.add(i, word(1))
@@ -185,7 +210,7 @@ def _offer(module: Any, task: Any) -> None:
 
     builder.position_at_end(blocks["leave"])
     took = builder.phi(flag)
-    for name, value in (("enter", 0), ("look", 0), ("go", 1)):
+    for name, value in (("enter", 0), ("asleep", 0), ("again", 0), ("go", 1)):
         took.add_incoming(flag(value), blocks[name])
     builder.atomic_rmw("sub", _shared(builder, _State.users), flag(1), "release")
     builder.ret(took)
@@ -199,7 +224,7 @@ def _offer(module: Any, task: Any) -> None:
 
 @functools.cache
 def offer() -> int:
-    """Return where `offer` is, once it has been tested; raise `Unknown` if it is not as known. Threads: at least 2."""
+    """Return where `offer` is, tested with the threads that there are, 2 at least; or raise `UnknownError`."""
     machine = _machine()
     address: int = machine.get_function_address("offer")
     _test(address, machine.get_function_address("note"))
@@ -207,7 +232,7 @@ def offer() -> int:
 
 
 def _test(offer: int, note: int) -> None:
-    """Run a loop whose pieces note their threads; raise `Unknown` if one was left out, or they were all the caller's.
+    """Run a loop whose pieces note their threads; raise `UnknownError` if one was left out, or all are one thread's.
 
     In a thread of its own, so that whatever may be wrong, the caller waits no longer than `PATIENCE`.
     """
@@ -218,9 +243,9 @@ def _test(offer: int, note: int) -> None:
     worker.start()
     worker.join(PATIENCE)
     if worker.is_alive():
-        raise Unknown(f"OpenBLAS has not finished a test of its threads in {PATIENCE} s")
+        raise UnknownError(f"OpenBLAS has not finished a test of its threads in {PATIENCE} s")
     if not all(noted) or len(set(noted)) < 2:
-        raise Unknown(f"OpenBLAS ran a test of {pieces} pieces on the threads {list(noted)}")
+        raise UnknownError(f"OpenBLAS ran a test of {pieces} pieces on the threads {list(noted)}")
 
 
 @contextlib.contextmanager

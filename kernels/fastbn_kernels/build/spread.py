@@ -43,7 +43,7 @@ LAYER, CALLING_THREAD, NUMBA = range(3)
 
 
 class _State(ctypes.Structure):
-    """What the machine code reads: whom threads choose that have chosen nobody, `blas.offer`, if `workqueue` is in use."""
+    """What the machine code reads: who is chosen where nobody was, `blas.offer`, and whether `workqueue` is in use."""
 
     _fields_ = (("default", ctypes.c_ssize_t), ("offer", ctypes.c_ssize_t), ("busy", ctypes.c_int32))
 
@@ -100,12 +100,21 @@ def _nothing() -> None:
     """Stand for the functions below where loops are Numba's."""
 
 
-# Around one launch, ``try: alone(); kernel(...)`` and ``finally: launched()``: two calls of C without arguments, 0.2 us,
-# where `over` takes 1 us. `alone` has the calling thread run all pieces, whoever was chosen; with `beside_products` the
-# threads of NumPy's products are asked first, if nobody was.
+# Around one launch, ``try: alone(); kernel(...)`` and ``finally: launched()``: two calls of C without arguments, 0.2
+# us, where `over` takes 1 us. `alone` has the calling thread run all pieces, whoever was chosen; `beside_products` asks
+# the threads of NumPy's products first, if nobody was.
 alone: Callable[[], None] = _nothing
 beside_products: Callable[[], None] = _nothing
 launched: Callable[[], None] = _nothing
+
+
+_shares_products = True
+
+
+def keep_to_numba() -> None:
+    """Leave the threads of NumPy's products alone; before the first kernel is compiled or loaded."""
+    global _shares_products
+    _shares_products = False
 
 
 def _meet_products() -> None:
@@ -119,7 +128,7 @@ def _meet_products() -> None:
                 return
             _state.offer = blas.offer()
             beside_products = _c_function("beside_products")
-        except blas.Unknown as reason:
+        except blas.UnknownError as reason:
             log.info("fastbn: loops run on Numba's threads, also beside NumPy's matrix products: %s", reason)
             beside_products = _nothing
 
@@ -143,7 +152,7 @@ def works() -> bool:
         machine = _machine()
         llvm.add_symbol(regions.OURS, machine.get_function_address(regions.OURS))
         alone, launched = _c_function("alone"), _c_function("launched")
-        beside_products = _meet_products
+        beside_products = _meet_products if _shares_products else _nothing
     except Exception as error:
         log.warning("fastbn: kernels leave it to Numba who runs their loops: %s: %s", type(error).__name__, error)
         return False
