@@ -187,7 +187,8 @@ SENTENCE = "loops run on Numba's threads, also beside NumPy's matrix products: "
 UNKNOWN = {
     "another release": ("blas.TRIED = (9, 0, 0), (9, 0, 1)", "tried was OpenBLAS 9.0.0 to 9.0.1"),
     "another library": (
-        "import types, ctypes\nblas.ctypes = types.SimpleNamespace(**{**vars(ctypes), 'CDLL': lambda name: object()})",
+        "import ctypes, types\nlibc = ctypes.CDLL(None)\n"
+        "blas.ctypes = types.SimpleNamespace(**{**vars(ctypes), 'CDLL': lambda name: libc})",
         "NumPy's products are not OpenBLAS's",
     ),
     "OpenMP": ("blas.PTHREADS = 2", "has no threads of its own"),
