@@ -31,7 +31,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from fastbn_kernels.build.machine import NONE, RUN, at, byte, call, finished, flag, word
+from fastbn_kernels.build.machine import NONE, RUN, at, byte, call, finished, flag, kept, word
 
 TRIED = (0, 3, 23), (0, 3, 31)  # the first and the last release; those of NumPy 1.26 to 2.4
 NAMES = "get_config", "get_parallel", "get_num_threads", "set_num_threads"
@@ -51,7 +51,7 @@ class _State(ctypes.Structure):
     _fields_ = (("since", ctypes.c_int64), ("clock", ctypes.c_int32), ("users", ctypes.c_int32))
 
 
-_state = _State(LONG_AGO, NO_CLOCK, 0)
+_state: _State = kept(_State(LONG_AGO, NO_CLOCK, 0))
 
 
 class UnknownError(Exception):

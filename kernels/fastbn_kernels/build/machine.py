@@ -26,12 +26,18 @@ def call(builder: Any, address: int | None, result: Any, *arguments: Any) -> Any
     return builder.call(at(builder, address, kind), arguments)
 
 
+def kept(thing: Any) -> Any:
+    """Return an object that is never freed: a host's threads may be in a loop while Python ends, and later."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    return thing
+
+
 def finished(module: Any) -> Any:
-    """Compile a module; keep what this returns as long as its functions are called."""
+    """Compile a module, for good."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple().create_target_machine(opt=2, jit=True)
     module.triple = target.triple
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), target)
     engine.finalize_object()
-    return engine
+    return kept(engine)

@@ -35,7 +35,7 @@ from llvmlite import ir
 from numba.core.compiler_lock import global_compiler_lock
 
 from fastbn_kernels.build import blas, regions, threads
-from fastbn_kernels.build.machine import NONE, RUN, at, byte, call, finished, flag, word
+from fastbn_kernels.build.machine import NONE, RUN, at, byte, call, finished, flag, kept, word
 
 log = logging.getLogger("fastbn")
 
@@ -48,7 +48,7 @@ class _State(ctypes.Structure):
     _fields_ = (("default", ctypes.c_ssize_t), ("offer", ctypes.c_ssize_t), ("busy", ctypes.c_int32))
 
 
-_state = _State(LAYER, 0, 0)
+_state: _State = kept(_State(LAYER, 0, 0))
 
 # What a thread has chosen lies in thread-specific storage that can be read without Python; its C interface for that is
 # the same on every system. One key is for `over`, the other for what the launch is that it is in.
