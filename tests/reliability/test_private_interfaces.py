@@ -5,6 +5,7 @@ A test that fails here says what has moved. The code that uses it is named in th
 
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import llvmlite.binding
@@ -14,7 +15,7 @@ import pytest
 from numba.core import caching, callconv, compiler_lock, dispatcher, imputils
 from numba.np.ufunc import parallel
 
-from fastbn_kernels.build import forks, regions
+from fastbn_kernels.build import blas, forks, regions
 from processes import FOLD, ROOT, copy_packages, run
 
 
@@ -154,6 +155,19 @@ def test_numpy_has_what_numba_cuda_looks_up(cuda_dispatcher):
     with numba_cuda.row_stack_named():
         require(hasattr(np, "row_stack"), "numpy takes no row_stack from row_stack_named")
     require(hasattr(np, "row_stack") is before, "row_stack_named leaves NumPy changed")
+
+
+def test_numpys_products_are_those_that_blas_py_was_tried_with():
+    if not sys.platform.startswith("linux"):
+        pytest.skip("loops run on Numba's threads on this system")
+    build = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    if build["name"] not in ("scipy-openblas", "openblas64"):
+        pytest.skip(f"NumPy's products are those of {build['name']}: loops run on Numba's threads")
+    try:
+        found = blas.functions()
+    except blas.UnknownError as reason:
+        pytest.fail(f"blas.py leaves loops to Numba's threads: {reason}", pytrace=False)
+    require("gotoblas_pthread" in found, "OpenBLAS does not export gotoblas_pthread any more")
 
 
 # ---------------------------------------------------------------- numba-cuda

@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 import torch
 from llvmlite import ir
@@ -30,6 +29,7 @@ from fastbn.backends.cpu import plan
 from fastbn_kernels.build import interrupts, spread
 from fastbn_kernels.build.addresses import address_of, call_int
 from fastbn_kernels.build.decorators import RESIDUAL
+from fastbn_kernels.build.machine import NONE, at, call, finished, kept, word
 from fastbn_kernels.cpu import flat_calls, kernel
 from fastbn_kernels.cpu.simd.tails import RELU, RELU6, SILU
 
@@ -57,9 +57,8 @@ _THREE = "(Tensor, Tensor, Tensor)"
 # What follows a batch norm, by its number in compiled code.
 ACTIVATIONS = None, RELU, RELU6, SILU
 
-_plans = np.zeros(calls.PLANS_KEPT * calls.PLAN, np.int64)
-_table = np.zeros(calls.LENGTH, np.int64)
-_kept: list[Any] = [_plans, _table]  # what machine code has the addresses of
+_plans: Any = kept(np.zeros(calls.PLANS_KEPT * calls.PLAN, np.int64))
+_table: Any = kept(np.zeros(calls.LENGTH, np.int64))
 _lock = threading.Lock()
 
 # ---------------------------------------------------------------- plans
@@ -106,8 +105,7 @@ def _keep(found: Any) -> None:
         N, C, S, kind = (int(n) for n in found[: calls.KEYS])
         first = N * 7919 + C * 104729 + S * 1299709 + kind * 15485863
         for probe in range(calls.PROBES):
-            at = (first + probe) % calls.PLANS_KEPT * calls.PLAN
-            kept = _plans[at : at + calls.PLAN]
+    XX
             if kept[calls.KIND] == 0:
                 for word in (w for w in range(calls.PLAN) if w != calls.KIND):
                     kept[word] = found[word]
@@ -122,16 +120,15 @@ def _keep(found: Any) -> None:
 
 def _caller() -> int:
     """Return the address of ``intptr_t run(intptr_t operator, intptr_t stack)``, which returns 0 or a message."""
-    call: Any = calls.call
-    call.compile(types.int64(types.int64, types.int64, types.int64))
-    compiled, table = address_of(call), _table.ctypes.data
+    body: Any = calls.call
+    body.compile(types.int64(types.int64, types.int64, types.int64))
+    compiled, table = address_of(body), _table.ctypes.data
 
     @cfunc(types.int64(types.int64, types.int64))  # type: ignore[untyped-decorator]
     def run(operator: int, stack: int) -> int:
         return call_int(compiled, (operator, stack, table))
 
-    _kept.append(run)
-    return int(run.address)
+    return int(kept(run).address)
 
 
 def _entries(module: Any, run: int, thrower: int) -> None:
@@ -139,32 +136,25 @@ def _entries(module: Any, run: int, thrower: int) -> None:
 
     The throwing function is jumped to, in the place of this one, so no frame of ours is unwound.
     """
-    word = ir.IntType(64)
-    kind = ir.FunctionType(ir.VoidType(), [word] * 3)
+    kind = ir.FunctionType(NONE, [word] * 3)
     for number, name in enumerate(calls.OPERATORS):
         entry = ir.Function(module, kind, name)
         builder = ir.IRBuilder(entry.append_basic_block())
-        inner = builder.inttoptr(word(run), ir.FunctionType(word, [word] * 2).as_pointer())
-        said = builder.call(inner, [word(number), entry.args[0]])
+        said = call(builder, run, word, word(number), entry.args[0])
         with builder.if_then(builder.icmp_unsigned("!=", said, word(0)), likely=False):
-            throw = builder.inttoptr(word(thrower), kind.as_pointer())
-            builder.call(throw, [said, *entry.args[1:]], tail="musttail")
+            builder.call(at(builder, thrower, kind), [said, *entry.args[1:]], tail="musttail")
             builder.ret_void()
         builder.ret_void()
 
 
 def _choosing(module: Any, key: int) -> None:
     """Write what a thread says whose calls are meant with, and what asks it."""
-    python = ctypes.pythonapi
-    word = ir.IntType(64)
     for name, function, values in (
         ("mine", "PyThread_tss_set", (1,)), ("not_mine", "PyThread_tss_set", (0,)), ("is_mine", "PyThread_tss_get", ()),
     ):  # fmt: skip
         builder = ir.IRBuilder(ir.Function(module, ir.FunctionType(word, []), name).append_basic_block())
-        address = _address(getattr(python, function))
-        kind = ir.FunctionType(word, [word] * (1 + len(values)))
-        called = builder.inttoptr(word(address), kind.as_pointer())
-        builder.ret(builder.call(called, [word(key), *(word(value) for value in values)]))
+        address = _address(getattr(ctypes.pythonapi, function))
+        builder.ret(call(builder, address, word, word(key), *(word(value) for value in values)))
 
 
 def _machine(thrower: int) -> Any:
@@ -172,13 +162,7 @@ def _machine(thrower: int) -> Any:
     module = ir.Module("fastbn_torch")
     _entries(module, _caller(), thrower)
     _choosing(module, spread._new_key())
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple().create_target_machine(opt=2, jit=True)
-    module.triple = target.triple
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), target)
-    engine.finalize_object()
-    return engine
+    return finished(module)
 
 
 def _address(function: Any) -> int:
@@ -226,10 +210,9 @@ def _register() -> bool:
     if config.DISABLE_JIT or config.BOUNDSCHECK or thrower is None or shim.library() is None or not spread.works():
         return False
     _table[: shim.END] = shim.addresses()
-    texts = {at: ctypes.create_string_buffer(text) for at, text in (_MESSAGES | _NAMES).items()}
-    for at, buffer in texts.items():
-        _table[at] = ctypes.addressof(buffer)
-    resolve = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(_resolve)
+    for place, text in (_MESSAGES | _NAMES).items():
+        _table[place] = ctypes.addressof(kept(ctypes.create_string_buffer(text)))
+    resolve = kept(ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(_resolve))
     _table[calls.RESOLVE] = _address(resolve)
     _table[calls.EXCHANGE] = spread.exchange_address()
     _table[calls.PLANS] = _plans.ctypes.data
@@ -240,8 +223,7 @@ def _register() -> bool:
     _table[calls.MINE] = engine.get_function_address("is_mine")
     signature = ctypes.PYFUNCTYPE(None)
     mine, not_mine = (signature(engine.get_function_address(name)) for name in ("mine", "not_mine"))
-    _kept.extend((texts, resolve, engine))
-    _kept.append(_define())
+    kept(_define())
     for space, operators in _OPERATORS.items():
         _tell(space, {name: engine.get_function_address(entry) for name, entry in operators.items()})
     if hasattr(os, "register_at_fork"):

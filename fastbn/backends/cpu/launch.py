@@ -6,19 +6,32 @@ of a tensor names the kernel of every operation, and all kernels of an operation
 
 from __future__ import annotations
 
+import os
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from fastbn.backends.cpu import plan
 from fastbn.moments import held_mean
-from fastbn_kernels.build import threads
+from fastbn_kernels.build import spread, threads
 from fastbn_kernels.cpu import kernel
 from fastbn_kernels.cpu.simd.tails import WithResidual
 from fastbn_kernels.cpu.small_calls import REFUSED
 from fastbn_kernels.saved import MEAN, MEAN_LO
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+def _read_pool() -> None:
+    """Do what `FASTBN_POOL` says, once in a process; empty or "auto" says nothing."""
+    value = os.environ.get("FASTBN_POOL", "")
+    if value not in ("", "auto", "numba"):
+        raise ValueError(f"FASTBN_POOL: expected 'numba' or 'auto' in the environment, got {value!r}")
+    if value == "numba":
+        spread.keep_to_numba()
+
+
+_read_pool()
 
 
 def plan_of(x: Array) -> plan.Plan:

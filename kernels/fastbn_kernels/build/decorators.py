@@ -160,14 +160,17 @@ class Kernel:
     def launch(self, dtype: np.dtype[Any], parallel: bool, *arguments: Any) -> None:
         """Call the function for data of `dtype`; unless `parallel`, the calling thread does everything."""
         function = self.get(dtype, parallel, tail_key(arguments[-1]) if self.kinds[-1] == "Tail" else None)
-        if parallel or not self.has_loops:
+        if not self.has_loops:
             function(*arguments)
             return
         try:
-            spread.alone()
+            if parallel:
+                spread.beside_products()
+            else:
+                spread.alone()
             function(*arguments)
         finally:  # Ctrl-C may come as soon as `alone` is done
-            spread.not_alone()
+            spread.launched()
 
     def _add(self, dtype: np.dtype[Any], parallel: bool, tail: Any) -> None:
         key = dtype.char, parallel, tail
