@@ -105,13 +105,14 @@ def _keep(found: Any) -> None:
         N, C, S, kind = (int(n) for n in found[: calls.KEYS])
         first = N * 7919 + C * 104729 + S * 1299709 + kind * 15485863
         for probe in range(calls.PROBES):
-    XX
-            if kept[calls.KIND] == 0:
-                for word in (w for w in range(calls.PLAN) if w != calls.KIND):
-                    kept[word] = found[word]
-                kept[calls.KIND] = kind
+            start = (first + probe) % calls.PLANS_KEPT * calls.PLAN
+            entry = _plans[start : start + calls.PLAN]
+            if entry[calls.KIND] == 0:
+                for i in (i for i in range(calls.PLAN) if i != calls.KIND):
+                    entry[i] = found[i]
+                entry[calls.KIND] = kind
                 return
-            if (kept[: calls.KEYS] == found[: calls.KEYS]).all():
+            if (entry[: calls.KEYS] == found[: calls.KEYS]).all():
                 return
 
 
