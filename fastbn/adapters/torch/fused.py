@@ -21,8 +21,9 @@ ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     "silu": nn.functional.silu,
 }
 
-# Values from which one operator is faster than one after the other. PyTorch's autograd calls it by Python, 30 us forward
-# and backward together: of 16,384 values it takes 1.04 times as long, of 131,072 0.93, of a million 0.75 (relu).
+# Values from which one operator is faster than one after the other. PyTorch's autograd calls it by Python, which costs
+# 30 us, forward and backward together: of 16,384 values it takes 1.04 times as long, of 131,072 0.93, of a million 0.75
+# (relu).
 FUSED_FROM = 1 << 15
 
 
