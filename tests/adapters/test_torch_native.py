@@ -22,9 +22,9 @@ pytestmark = [
 from torch import nn  # noqa: E402
 
 from fastbn.adapters import torch as adapter  # noqa: E402
-from fastbn.adapters.torch import native  # noqa: E402
+from fastbn.adapters.torch.native import plans, register, shim  # noqa: E402
 
-if not native.works():
+if shim.library() is None:
     pytest.skip("this PyTorch's operators cannot be replaced", allow_module_level=True)
 
 DTYPES = torch.float32, torch.float64, torch.float16
@@ -179,7 +179,7 @@ def test_a_kernel_that_cannot_be_made_leaves_the_call_to_pytorch(rng, monkeypatc
     def fail(*_):
         raise OSError("no compiler today")
 
-    monkeypatch.setattr(native, "_complete", fail)
+    monkeypatch.setattr(plans, "_complete", fail)
     x = tensor(rng, (3, 5, 11)).requires_grad_()
     y = nn.functional.batch_norm(x, None, None, training=True)
     assert not is_ours(y)
@@ -353,6 +353,6 @@ def test_registering_says_nothing_and_leaving_with_it_is_clean():
 
 
 def test_without_the_interface_enable_says_what_it_needs(monkeypatch):
-    monkeypatch.setattr(native, "works", lambda: False)
+    monkeypatch.setattr(register, "works", lambda: False)
     with pytest.raises(RuntimeError, match=r"enable: expected PyTorch 2\.13 or later .* use convert\(model\)"):
         adapter.enable()

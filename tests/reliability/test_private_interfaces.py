@@ -240,6 +240,28 @@ def test_torch_says_who_follows_its_operations():
 
 
 @pytest.mark.frameworks
+def test_torchs_operators_can_be_replaced():
+    torch = pytest.importorskip("torch")
+    from fastbn.adapters.torch.native import register, shim
+
+    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 13):
+        pytest.skip("PyTorch has had all that this needs since 2.13")
+    where = "calls go by Python: adapters/torch/native"
+    require(shim.library() is not None, f"a function of shim.h is gone, so {where}/shim.py")
+    require(register.works(), f"PyTorch did not take fastbn's operators, so {where}/register.py")
+    statistics = "weight running_mean running_var save_mean"
+    schemas = {  # the words on the dispatcher's stack, which forward.py and backward.py count
+        "native_batch_norm": "input weight bias running_mean running_var training momentum eps",
+        "_native_batch_norm_legit": "input weight bias running_mean running_var training momentum eps",
+        "native_batch_norm_backward": f"grad_out input {statistics} save_invstd train eps output_mask",
+        "batch_norm_backward": f"grad_out input {statistics} save_var update eps output_mask reserve",
+    }
+    for name, expected in schemas.items():
+        found = " ".join(a.name for a in getattr(torch.ops.aten, name).default._schema.arguments)
+        require(found == expected, f"aten::{name} takes {found}: {where}")
+
+
+@pytest.mark.frameworks
 def test_torch_says_who_looks_at_a_modules_calls():
     torch = pytest.importorskip("torch")
     where = "adapters/torch/deferred.py"

@@ -16,6 +16,6 @@ refuses, so that the error is PyTorch's.
 from fastbn.adapters.torch.functional import batch_norm
 from fastbn.adapters.torch.models import convert, revert
 from fastbn.adapters.torch.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from fastbn.adapters.torch.native import disable, enable
+from fastbn.adapters.torch.native.register import disable, enable
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "batch_norm", "convert", "disable", "enable", "revert"]

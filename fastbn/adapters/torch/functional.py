@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fastbn.adapters.torch import function, native
+from fastbn.adapters.torch import function
+from fastbn.adapters.torch.native import register
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -55,10 +56,10 @@ def is_traced() -> bool:
 def _by_pytorchs_operator(*given: Any) -> Tensor:
     """Let PyTorch make the call, its operator fastbn's; what that does not take is PyTorch's own, errors too."""
     try:
-        native.mine()
+        register.mine()
         return nn.functional.batch_norm(*given)
     finally:
-        native.not_mine()
+        register.not_mine()
 
 
 def batch_norm(
@@ -90,7 +91,7 @@ def batch_norm(
         return function.compiled(*given) if is_ours(*given) else nn.functional.batch_norm(*given)
     if is_traced():
         return nn.functional.batch_norm(*given)
-    if input.is_cpu and forward_ad._current_level < 0 and native.works():
+    if input.is_cpu and forward_ad._current_level < 0 and register.works():
         return _by_pytorchs_operator(*given)
     if not is_ours(*given):
         return nn.functional.batch_norm(*given)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fastbn.adapters.torch import native
 from fastbn.adapters.torch.functional import is_ours, is_traced
+from fastbn.adapters.torch.native import register
+from fastbn_kernels.cpu import flat_calls
 
 # What may follow, by its name: its number in compiled code, and what PyTorch calls it.
-NUMBERS = {None if a is None else a.name: number for number, a in enumerate(native.ACTIVATIONS)}
+NUMBERS = {None if a is None else a.name: number for number, a in enumerate(flat_calls.ACTIVATIONS)}
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda y: y,
     "relu": torch.relu,
@@ -40,7 +41,7 @@ def takes(
         and forward_ad._current_level < 0
         and not is_traced()
         and is_ours(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        and native.works()
+        and register.works()
     )
 
 

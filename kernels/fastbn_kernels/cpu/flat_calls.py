@@ -21,6 +21,7 @@ from fastbn_kernels.build.addresses import address_of, array, call_int, call_non
 from fastbn_kernels.build.decorators import scalar
 from fastbn_kernels.cpu.moments import as_pair
 from fastbn_kernels.cpu.normalize import all_params
+from fastbn_kernels.cpu.simd.tails import RELU, RELU6, SILU
 from fastbn_kernels.cpu.small_calls import REFUSED, backward_fits, begin_saved, forward_fits, move_running
 from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, ROWS
 
@@ -32,6 +33,9 @@ EPS, MOMENTUM, CORRECTION = range(16, 19)
 WORDS = 19
 
 CHANNELS_LAST, CHANNELS_FIRST = (0, 0), (0, 0, 0)  # values of shapes
+
+# What may be done after the normalization, by its number.
+ACTIVATIONS = None, RELU, RELU6, SILU
 
 # A value of what kernels see of a dtype; 16-bit floats are their bits, told apart by the sign.
 LIKE: dict[str, Any] = {

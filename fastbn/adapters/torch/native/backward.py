@@ -1,0 +1,196 @@
+"""`aten::native_batch_norm_backward` on the CPU in compiled code, and `fastbn::batch_norm_act_backward`.
+
+The stack as in `forward`, which says what tells whose call it was.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastbn.adapters.torch.native.forward import SAVED
+from fastbn.adapters.torch.native.shim import (
+    CLONE,
+    DATA,
+    DELETE_LIST,
+    FLOAT64,
+    LIST_ITEM,
+    STORAGE_SIZE,
+    UNDEFINED,
+    ask,
+    axes_of,
+    delete,
+    dtype_of,
+    in_memory_order,
+    seen,
+    taken,
+    vector,
+)
+from fastbn.adapters.torch.native.table import (
+    BACKWARD,
+    LENGTH,
+    NO_KERNEL,
+    NO_MEMORY,
+    NO_OVERLOAD,
+    RESTORE,
+    THEIRS_BACK,
+    begun,
+    call_theirs,
+    data_of,
+    new_like,
+    parameter_dtype,
+    run,
+    stored_like,
+)
+from fastbn_kernels.build.addresses import call_c, words
+from fastbn_kernels.build.decorators import scalar
+from fastbn_kernels.build.spread import CALLING_THREAD
+from fastbn_kernels.cpu import flat_calls as flat
+from fastbn_kernels.saved import INVSTD, ROWS
+
+
+@scalar
+def backward(pointer: int, table_pointer: int) -> int:
+    """Do ``native_batch_norm_backward(dy, x, w?, running_mean?, running_var?, mean?, invstd?, training, eps, ...)``."""
+    table = words(table_pointer, LENGTH)
+    stack = words(pointer, 10)
+    answer = np.empty(1, np.int64)
+    dtype = dtype_of(table, stack[1], answer)
+    kept = seen(table, stack[5], answer)
+    if kept != 0 and dtype != 0 and dtype_of(table, kept, answer) == FLOAT64:
+        # PyTorch's own has no memory in inference, and is float64 if x is.
+        space = ask(table[STORAGE_SIZE], kept, answer)
+        if space > 0 and (dtype != FLOAT64 or stack[7] & 255 == 0 or holds_rows(table, stack, space, answer)):
+            return our_backward(table, stack, dtype, space, 0, 0, answer)
+    theirs = np.empty(11, np.int64)
+    theirs[:10] = stack
+    theirs[2] = taken(table, stack[2])
+    for i in (2, 10):
+        if i == 10 or theirs[i] == 0:
+            answer[0] = 0
+            call_c(table[UNDEFINED], (answer.ctypes.data,))
+            theirs[i] = answer[0]
+    said = call_theirs(table, THEIRS_BACK, NO_OVERLOAD, theirs)
+    stack[:3] = theirs[:3]
+    return said
+
+
+@scalar
+def holds_rows(table: Any, stack: Any, space: int, answer: Any) -> bool:
+    """Return whether the mean and invstd that were kept are views of all rows, and so still lie where they were."""
+    kept, invstd = seen(table, stack[5], answer), seen(table, stack[6], answer)
+    if invstd == 0:
+        return False
+    sizes, _ = axes_of(table, stack[1], answer)
+    channels = sizes[1]
+    apart = ask(table[DATA], kept, answer) - ask(table[DATA], invstd, answer)
+    holds: bool = space == 8 * SAVED * channels and apart == 8 * (ROWS - INVSTD) * channels
+    return holds
+
+
+@scalar
+def rows_of(table: Any, stack: Any, dtype: int, shape: Any, space: int, bias: int, answer: Any) -> tuple[int, int]:
+    """Return the address of the rows of a call, 0 if there are none, and a tensor that holds them if they are new."""
+    training = stack[7] & 255
+    channels = shape[1]
+    if training != 0 and holds_rows(table, stack, space, answer):
+        return ask(table[DATA], seen(table, stack[5], answer), answer) - 8 * ROWS * channels, 0
+    row, step, _ = begun(table, RESTORE, dtype, 0, shape, answer)
+    first, second = (5, 6) if training != 0 else (3, 4)
+    mean, var = seen(table, stack[first], answer), seen(table, stack[second], answer)
+    saved = vector(table, ROWS * channels, FLOAT64, answer)
+    if step == 0 or mean == 0 or var == 0 or saved == 0:
+        return 0, saved
+    row[flat.SAVED] = ask(table[DATA], saved, answer)
+    row[flat.WEIGHT] = data_of(table, seen(table, stack[2], answer), answer)
+    row[flat.BIAS] = data_of(table, bias, answer)
+    row[flat.FIRST], row[flat.SECOND] = ask(table[DATA], mean, answer), ask(table[DATA], var, answer)
+    row[flat.FLAG] = 1 - training
+    row.view(np.float64)[flat.EPS] = stack.view(np.float64)[8]
+    failed = run(table, step, row, CALLING_THREAD)
+    return 0 if failed else row[flat.SAVED], saved
+
+
+@scalar
+def our_backward(table: Any, stack: Any, dtype: int, space: int, bias: int, tail: int, answer: Any) -> int:
+    """Compute the gradients; a tail computes again what was normalised, with the bias."""
+    given_dy, given = stack[0], stack[1]
+    sizes, strides = axes_of(table, given, answer)
+    x = given
+    shape = in_memory_order(sizes, strides)
+    if shape[0] == 0:
+        answer[0] = 0
+        call_c(table[CLONE], (given, answer.ctypes.data))
+        x = answer[0]
+        if x == 0:
+            return table[NO_MEMORY]
+        sizes, strides = axes_of(table, x, answer)
+        shape = in_memory_order(sizes, strides)
+    channels = sizes[1]
+    said = table[NO_MEMORY]
+    row, step, runner = begun(table, BACKWARD, dtype, tail, shape, answer)
+    row[flat.SAVED], saved = rows_of(table, stack, dtype, shape, space, bias, answer)
+    dx, dweight, dbias, dy = 0, 0, 0, 0
+    if step == 0 or row[flat.SAVED] == 0:
+        said = table[NO_KERNEL]
+    else:
+        dy = stored_like(table, given_dy, dtype, sizes, strides, answer)
+        dx, row[flat.OUT] = new_like(table, sizes, strides, dtype, answer)
+        dweight = vector(table, channels, parameter_dtype(dtype), answer)
+        dbias = vector(table, channels, parameter_dtype(dtype), answer)
+    if dy != 0 and dx != 0 and dweight != 0 and dbias != 0:
+        row[flat.X], row[flat.DY] = ask(table[DATA], x, answer), ask(table[DATA], dy, answer)
+        row[flat.FIRST], row[flat.SECOND] = ask(table[DATA], dweight, answer), ask(table[DATA], dbias, answer)
+        row[flat.FLAG] = 1 - (stack[7] & 255)
+        if not run(table, step, row, runner):
+            said = 0
+    delete(table, saved)
+    if x != given:
+        delete(table, x)
+    if dy != given_dy:
+        delete(table, dy)
+    wanted = mask_of(table, stack[9])
+    delete(table, given_dy)
+    delete(table, given)
+    for i in range(2, 7):
+        delete(table, taken(table, stack[i]))
+    stack[0] = given_or_nothing(table, dx, wanted[0], answer)
+    stack[1] = given_or_nothing(table, dweight, wanted[1], answer)
+    stack[2] = given_or_nothing(table, dbias, wanted[2], answer)
+    return said
+
+
+@scalar
+def mask_of(table: Any, handle: int) -> tuple[bool, bool, bool]:
+    """Return the three values of a list, which is no more."""
+    answer = np.zeros(3, np.int64)
+    for i in range(3):
+        call_c(table[LIST_ITEM], (handle, i, answer[i:].ctypes.data))
+    call_c(table[DELETE_LIST], (handle,))
+    return answer[0] & 255 != 0, answer[1] & 255 != 0, answer[2] & 255 != 0
+
+
+@scalar
+def given_or_nothing(table: Any, tensor: int, wanted: bool, answer: Any) -> int:
+    """Return a result, or the undefined tensor in the place of one that nobody wants."""
+    if wanted and tensor != 0:
+        return tensor
+    delete(table, tensor)
+    answer[0] = 0
+    call_c(table[UNDEFINED], (answer.ctypes.data,))
+    return answer[0]
+
+
+@scalar
+def backward_act(pointer: int, table_pointer: int) -> int:
+    """Do ``backward(dy, x, w?, running_mean?, running_var?, mean?, invstd?, training, eps, mask, b?, activation)``."""
+    table = words(table_pointer, LENGTH)
+    stack = words(pointer, 12)
+    answer = np.empty(1, np.int64)
+    dtype = dtype_of(table, stack[1], answer)
+    kept = seen(table, stack[5], answer)
+    space = 0 if kept == 0 else ask(table[STORAGE_SIZE], kept, answer)
+    said = our_backward(table, stack, dtype, space, seen(table, stack[10], answer), stack[11], answer)
+    delete(table, taken(table, stack[10]))
+    return said
