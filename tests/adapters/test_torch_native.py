@@ -26,6 +26,7 @@ from fastbn.adapters.torch.native import plans, register, shim  # noqa: E402
 
 if shim.library() is None:
     pytest.skip("this PyTorch's operators cannot be replaced", allow_module_level=True)
+assert register.works()
 
 DTYPES = torch.float32, torch.float64, torch.float16
 SHAPES = {  # a kernel that does all, one that is parallel, short segments; by their axes in memory
@@ -34,6 +35,7 @@ SHAPES = {  # a kernel that does all, one that is parallel, short segments; by t
     "channels first": (8, 16, 30, 30),
     "short segments": (32, 32, 7, 7),
 }
+CASES = [(name, torch.float32) for name in SHAPES] + [("small", dtype) for dtype in DTYPES[1:]]
 
 
 @pytest.fixture
@@ -58,9 +60,9 @@ def assert_bits(got, expected):
 
 @pytest.mark.usefixtures("enabled")
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_bits_are_those_of_arrays(rng, shape, dtype, training):
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
+def test_the_bits_are_those_of_arrays(rng, name, dtype, training):
+    shape = SHAPES[name]
     own = torch.float64 if dtype is torch.float64 else torch.float32
     C = shape[1]
     x, dy = (tensor(rng, shape, dtype, mean=mean) for mean in (2, 0))
@@ -290,8 +292,9 @@ def test_nothing_is_kept(rng):
             mean, var = (r[:C].contiguous() for r in running)
             y = nn.functional.batch_norm(leaf, mean, var, None, None, i % 4 != 0)
             y.sum().backward()
-            with pytest.raises(RuntimeError):
-                nn.functional.batch_norm(leaf, mean, var, torch.ones(C).double(), None, True)
+            if i % 20 == 0:  # PyTorch takes 50 ms to say where an exception came from
+                with pytest.raises(RuntimeError):
+                    nn.functional.batch_norm(leaf, mean, var, torch.ones(C).double(), None, True)
 
     calls(40)
     gc.collect()

@@ -1,16 +1,22 @@
-"""PyTorch's batch norm modules, computed by fastbn.
+"""PyTorch's batch norm, computed by fastbn: a model's, or all of a process.
 
-    from fastbn.adapters.torch import convert
+    from fastbn.adapters.torch import convert, enable
 
     model = convert(model)  # or convert(model, inplace=True)
+    model = convert(model, fuse=True)  # with the activations and additions that follow batch norms
+    enable()  # every batch norm of the process, and no model is changed
 
 `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d` are PyTorch's own classes with another forward pass: options, state
 dicts, checkpoints, `isinstance` and `repr` are unchanged. `batch_norm` is `torch.nn.functional.batch_norm`.
 
-Tensors of float32, float64, float16 and (with `ml_dtypes`) bfloat16, on the CPU or a GPU, with parameters and
-statistics of float32 or float64, are fastbn's. Everything else is computed by PyTorch's own batch norm: parameters of
-16 bits, the other devices, subclasses of `Tensor`, calls under the transforms of `torch.func`, and calls that PyTorch
-refuses, so that the error is PyTorch's.
+On the CPU, with PyTorch 2.13 and later, fastbn is PyTorch's own operator (`native`): no Python on the way forward or
+back, loops on PyTorch's threads, derivatives by PyTorch's autograd. Older releases, and tensors on a GPU, go by Python
+(`function`).
+
+Tensors of float32, float64, float16 and bfloat16, with parameters and statistics of float32 (of float64 for float64),
+are fastbn's. Everything else is computed by PyTorch's own batch norm: parameters of 16 bits, the other devices,
+subclasses of `Tensor`, calls under the transforms of `torch.func`, and calls that PyTorch refuses, so that the error is
+PyTorch's.
 """
 
 from fastbn.adapters.torch.functional import batch_norm
