@@ -269,6 +269,14 @@ def test_mixed_precision_runs_on_fastbn(rng):
     assert model[1].weight.grad.dtype is torch.float32
 
 
+def test_parameters_may_have_another_dtype_than_pytorch_takes(rng):
+    x = tensor(rng, (6, 3, 5))
+    y = batch_norm(x, None, None, torch.ones(3, dtype=torch.float64), training=True)
+    assert_close(y, nn.functional.batch_norm(x, None, None, training=True), torch.float32)
+    with pytest.raises(RuntimeError, match="mixed dtype"):
+        nn.functional.batch_norm(x, None, None, torch.ones(3, dtype=torch.float64), training=True)
+
+
 def test_the_rest_is_pytorchs(rng):
     half = convert(nn.BatchNorm1d(3)).to(torch.bfloat16)
     assert not is_ours(half(torch.ones(4, 3, dtype=torch.bfloat16)))

@@ -13,10 +13,10 @@ On the CPU, with PyTorch 2.13 and later, fastbn is PyTorch's own operator (`nati
 back, loops on PyTorch's threads, derivatives by PyTorch's autograd. Older releases, and tensors on a GPU, go by Python
 (`function`).
 
-Tensors of float32, float64, float16 and bfloat16, with parameters and statistics of float32 (of float64 for float64),
-are fastbn's. Everything else is computed by PyTorch's own batch norm: parameters of 16 bits, the other devices,
-subclasses of `Tensor`, calls under the transforms of `torch.func`, and calls that PyTorch refuses, so that the error is
-PyTorch's.
+Tensors of float32, float64, float16 and bfloat16, with parameters and statistics of float32 or float64, are fastbn's
+(those that PyTorch would not take together go by Python too). Everything else is computed by PyTorch's own batch norm:
+parameters of 16 bits, the other devices, subclasses of `Tensor`, calls under the transforms of `torch.func`, and calls
+that PyTorch refuses, so that the error is PyTorch's.
 """
 
 from fastbn.adapters.torch.functional import batch_norm

@@ -53,6 +53,12 @@ def is_traced() -> bool:
     )
 
 
+def _go_together(x: Tensor, weight: Tensor | None, running_mean: Tensor | None) -> bool:
+    """Return whether parameters have the dtype that PyTorch wants with x: fastbn takes float32 and float64 with any."""
+    parameter = running_mean if weight is None else weight
+    return parameter is None or (parameter.dtype is torch.float64) is (x.dtype is torch.float64)
+
+
 def _by_pytorchs_operator(*given: Any) -> Tensor:
     """Let PyTorch make the call, its operator fastbn's; what that does not take is PyTorch's own, errors too."""
     try:
@@ -91,7 +97,12 @@ def batch_norm(
         return function.compiled(*given) if is_ours(*given) else nn.functional.batch_norm(*given)
     if is_traced():
         return nn.functional.batch_norm(*given)
-    if input.is_cpu and forward_ad._current_level < 0 and register.works():
+    if (
+        input.is_cpu
+        and _go_together(input, weight, running_mean)
+        and forward_ad._current_level < 0
+        and register.works()
+    ):
         return _by_pytorchs_operator(*given)
     if not is_ours(*given):
         return nn.functional.batch_norm(*given)
