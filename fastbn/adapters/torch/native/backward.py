@@ -61,8 +61,9 @@ def backward(pointer: int, table_pointer: int) -> int:
     if kept != 0 and dtype != 0 and dtype_of(table, kept, answer) == FLOAT64:
         # PyTorch's own has no memory in inference, and is float64 if x is.
         space = ask(table[STORAGE_SIZE], kept, answer)
-        if space > 0 and (dtype != FLOAT64 or stack[7] & 255 == 0 or holds_rows(table, stack, space, answer)):
-            return our_backward(table, stack, dtype, space, 0, 0, answer)
+        rows = rows_behind(table, stack, kept, space, answer)
+        if rows != 0 or (space > 0 and (dtype != FLOAT64 or stack[7] & 255 == 0)):
+            return our_backward(table, stack, dtype, rows, 0, 0, answer)
     theirs = np.empty(11, np.int64)
     theirs[:10] = stack
     theirs[2] = taken(table, stack[2])
@@ -77,29 +78,27 @@ def backward(pointer: int, table_pointer: int) -> int:
 
 
 @scalar
-def holds_rows(table: Any, stack: Any, space: int, answer: Any) -> bool:
-    """Return whether the mean and invstd that were kept are views of all rows, and so still lie where they were."""
-    kept, invstd = seen(table, stack[5], answer), seen(table, stack[6], answer)
-    if invstd == 0:
-        return False
+def rows_behind(table: Any, stack: Any, kept: int, space: int, answer: Any) -> int:
+    """Return the address of the rows that the mean and invstd that were kept are views of, 0 if they are copies."""
+    invstd = seen(table, stack[6], answer)
+    if invstd == 0 or stack[7] & 255 == 0:
+        return 0
     sizes, _ = axes_of(table, stack[1], answer)
-    channels = sizes[1]
-    apart = ask(table[DATA], kept, answer) - ask(table[DATA], invstd, answer)
-    holds: bool = space == 8 * SAVED * channels and apart == 8 * (ROWS - INVSTD) * channels
-    return holds
+    channels, place = sizes[1], ask(table[DATA], kept, answer)
+    apart = place - ask(table[DATA], invstd, answer)
+    if space != 8 * SAVED * channels or apart != 8 * (ROWS - INVSTD) * channels:
+        return 0
+    return place - 8 * ROWS * channels
 
 
 @scalar
-def rows_of(table: Any, stack: Any, dtype: int, shape: Any, space: int, bias: int, answer: Any) -> tuple[int, int]:
-    """Return the address of the rows of a call, 0 if there are none, and a tensor that holds them if they are new."""
+def new_rows(table: Any, stack: Any, dtype: int, shape: Any, bias: int, answer: Any) -> tuple[int, int]:
+    """Return the address of rows that are made anew, 0 if that failed, and a tensor that holds them."""
     training = stack[7] & 255
-    channels = shape[1]
-    if training != 0 and holds_rows(table, stack, space, answer):
-        return ask(table[DATA], seen(table, stack[5], answer), answer) - 8 * ROWS * channels, 0
     row, step, _ = begun(table, RESTORE, dtype, 0, shape, answer)
     first, second = (5, 6) if training != 0 else (3, 4)
     mean, var = seen(table, stack[first], answer), seen(table, stack[second], answer)
-    saved = vector(table, ROWS * channels, FLOAT64, answer)
+    saved = vector(table, ROWS * shape[1], FLOAT64, answer)
     if step == 0 or mean == 0 or var == 0 or saved == 0:
         return 0, saved
     row[flat.SAVED] = ask(table[DATA], saved, answer)
@@ -113,8 +112,8 @@ def rows_of(table: Any, stack: Any, dtype: int, shape: Any, space: int, bias: in
 
 
 @scalar
-def our_backward(table: Any, stack: Any, dtype: int, space: int, bias: int, tail: int, answer: Any) -> int:
-    """Compute the gradients; a tail computes again what was normalised, with the bias."""
+def our_backward(table: Any, stack: Any, dtype: int, rows: int, bias: int, tail: int, answer: Any) -> int:
+    """Compute the gradients, from rows if they are known; a tail computes again what was normalised, with the bias."""
     given_dy, given = stack[0], stack[1]
     sizes, strides = axes_of(table, given, answer)
     x = given
@@ -130,7 +129,9 @@ def our_backward(table: Any, stack: Any, dtype: int, space: int, bias: int, tail
     channels = sizes[1]
     said = table[NO_MEMORY]
     row, step, runner = begun(table, BACKWARD, dtype, tail, shape, answer)
-    row[flat.SAVED], saved = rows_of(table, stack, dtype, shape, space, bias, answer)
+    row[flat.SAVED], saved = rows, 0
+    if rows == 0:
+        row[flat.SAVED], saved = new_rows(table, stack, dtype, shape, bias, answer)
     dx, dweight, dbias, dy = 0, 0, 0, 0
     if step == 0 or row[flat.SAVED] == 0:
         said = table[NO_KERNEL]
@@ -190,7 +191,9 @@ def backward_act(pointer: int, table_pointer: int) -> int:
     answer = np.empty(1, np.int64)
     dtype = dtype_of(table, stack[1], answer)
     kept = seen(table, stack[5], answer)
-    space = 0 if kept == 0 else ask(table[STORAGE_SIZE], kept, answer)
-    said = our_backward(table, stack, dtype, space, seen(table, stack[10], answer), stack[11], answer)
+    rows = 0
+    if kept != 0:
+        rows = rows_behind(table, stack, kept, ask(table[STORAGE_SIZE], kept, answer), answer)
+    said = our_backward(table, stack, dtype, rows, seen(table, stack[10], answer), stack[11], answer)
     delete(table, taken(table, stack[10]))
     return said
