@@ -148,7 +148,7 @@ def arithmetic(array: Array, vector: Array) -> Array:
 
 
 def exp_neg_abs(array: Array, a: Array) -> Array:
-    """Return exp(-|a|) as `narrow` returns a, but of a as it is; rounded once for float32, whose own errs by two units."""
+    """Return exp(-|a|) as `narrow` returns a, but of a as it is; rounded once, where its own errs by two units."""
     return narrow(array, np.exp(-np.abs(a).astype(np.float64)))
 
 

@@ -35,9 +35,12 @@ FAR = 1024.0
 
 
 @traced
-def sigmoids(data: Array, z: Vector) -> tuple[Vector, Vector, Vector]:
-    """Return narrow z, sigmoid(z) and sigmoid(-z), each within 6 roundings: 1 less the other would lose what is small."""
-    e, z = exp_neg_abs(data, z), narrow(data, z)
+def sigmoids(data: Array, z: Vector, high: float | None) -> tuple[Vector, Vector, Vector]:
+    """Return z, narrow and between -FAR and `high`, and sigmoid(z) and sigmoid(-z).
+
+    Each is within 6 roundings: 1 less the other would lose what is small.
+    """
+    e, z = exp_neg_abs(data, z), clamp(narrow(data, z), -FAR, high)
     large = div(like(e, 1.0), add(e, like(e, 1.0)))
     small = mul(e, large)
     return z, where_negative(z, small, large), where_negative(z, large, small)
@@ -51,8 +54,8 @@ def activated(data: Array, z: Vector, activation: Any) -> Vector:
     if activation is RELU6:
         return clamp(z, 0.0, 6.0)
     assert activation is SILU, activation
-    z, s, _ = sigmoids(data, z)
-    return arithmetic(data, mul(clamp(z, -FAR, None), s))
+    z, s, _ = sigmoids(data, z, None)
+    return arithmetic(data, mul(z, s))
 
 
 @traced
@@ -63,6 +66,6 @@ def through(data: Array, grad: Vector, z: Vector, activation: Any) -> Vector:
     if activation is RELU6:
         return where_between(z, 0.0, 6.0, grad)
     assert activation is SILU, activation
-    z, s, other = sigmoids(data, z)
-    slope = mul(s, fma(clamp(z, -FAR, FAR), other, like(z, 1.0)))
+    z, s, other = sigmoids(data, z, FAR)
+    slope = mul(s, fma(z, other, like(z, 1.0)))
     return arithmetic(data, mul(narrow(data, grad), slope))

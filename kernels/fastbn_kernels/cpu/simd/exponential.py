@@ -105,7 +105,7 @@ def reduced(builder: Any, a: Any, of: Constants) -> tuple[Any, Any]:
 
 
 def low_halves(builder: Any, integers: Any) -> Any:
-    """Return the low 32 bits of 64, on little-endian processors: of two registers by one shuffle, where `trunc` takes five."""
+    """Return the low 32 bits of 64, which come first: one shuffle of two registers, where `trunc` takes five."""
     halves = builder.bitcast(integers, ir.VectorType(I32, 2 * LANES))
     even = ir.Constant(ir.VectorType(I32, LANES), list(range(0, 2 * LANES, 2)))
     return builder.shuffle_vector(halves, ir.Constant(halves.type, ir.Undefined), even)
