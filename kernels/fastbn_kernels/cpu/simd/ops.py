@@ -9,9 +9,10 @@ fixed tree. The same lanes are added in the same order on every processor.
 Where an operation takes a `count`, its type chooses: None stands for all lanes, an integer below LANES for the first
 few, of a masked instruction. Both are one source then, and two machine codes.
 
-Arithmetic on float32 and float64 arrays is float64, but for what `narrow` makes of the former. On float16 (bits as int16) and bfloat16 (bits as uint16) it is
-float32, which holds each of their values and rounds 13 bits or more below their last; long sums are float64 there too
-(`widen`). 16 lanes of float64 are two AVX-512 registers, four of AVX2, eight of SSE2 or NEON.
+Arithmetic on float32 and float64 arrays is float64, but for what `narrow` makes of the former. On float16 (bits as
+int16) and bfloat16 (bits as uint16) it is float32, which holds each of their values and rounds 13 bits or more below
+their last; long sums are float64 there too (`widen`). 16 lanes of float64 are two AVX-512 registers, four of AVX2,
+eight of SSE2 or NEON.
 """
 
 from __future__ import annotations
