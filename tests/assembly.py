@@ -64,6 +64,7 @@ class Loop:
     wide: int = 0  # additions to long sums, which are float64 for all data
     loads: int = 0  # of data
     past_cache: int = 0  # vectors streamed
+    single: "Loop | None" = None  # beside these, in float32 whatever the data
 
 
 def complaints(loop, wanted, data):
@@ -106,19 +107,20 @@ def complaints(loop, wanted, data):
 def demanded(wanted, data, width):
     """How many instructions of a kind one turn takes with registers of so many bytes."""
     half = data.bitwidth == 16
-    element = "ps" if half else "pd"
     each, each_wide = LANES * (4 if half else 8) // width, LANES * 8 // width
-    apart = 0 if has("fma") else wanted.fma  # products and sums by themselves
-    expected = Counter(
-        {
-            f"fma {element}": (wanted.fma - apart) * each,
-            f"mul {element}": (wanted.mul + apart) * each,
-            f"add {element}": (wanted.add + apart) * each + (0 if half else wanted.wide * each_wide),
-            "wide": wanted.wide * each_wide if half else 0,
-            "decoded": 0 if data == types.float64 else wanted.loads * each,
-        }
-    )
+    expected = counted(wanted, "ps" if half else "pd", each)
+    expected["wide" if half else "add pd"] += wanted.wide * each_wide
+    expected["decoded"] = 0 if data == types.float64 else wanted.loads * each
+    if wanted.single:
+        expected += counted(wanted.single, "ps", LANES * 4 // width)
     return +expected
+
+
+def counted(wanted, element, each):
+    """How many instructions the operations of one kind of float are; without FMA, products and sums by themselves."""
+    apart = 0 if has("fma") else wanted.fma
+    operations = {"fma": wanted.fma - apart, "mul": wanted.mul + apart, "add": wanted.add + apart}
+    return Counter({f"{kind} {element}": count * each for kind, count in operations.items()})
 
 
 def has(feature):

@@ -108,8 +108,12 @@ def test_a_hot_loop_is_made_of_whole_vectors(row, data):
 @pytest.mark.parametrize(("letters", "residual"), [("-xii3ybt", 0), ("-xii3ybr", 1)])
 def test_an_exponential_is_made_of_whole_vectors(letters, residual, data):
     """16 registers do not hold all constants of SILU: they may be spilled, which is to load them from the stack."""
-    of = OF_FLOAT if data.bitwidth == 16 else OF_DOUBLE
-    wanted = Loop(fma=1 + 3 + len(of.q) + 1, mul=4, add=3 + residual, loads=1 + residual, past_cache=0)
+    if data == types.float32:  # z and the exponential's r are float64, all else is float32
+        of_float32 = Loop(fma=len(OF_FLOAT.q) + 1, mul=4, add=1)
+        wanted = Loop(fma=1 + 2, add=2 + residual, loads=1 + residual, single=of_float32)
+    else:
+        of = OF_FLOAT if data.bitwidth == 16 else OF_DOUBLE
+        wanted = Loop(fma=1 + 3 + len(of.q) + 1, mul=4, add=3 + residual, loads=1 + residual)
     loops = innermost_loops(compiled(segments.write_segment, letters, data))
     found = [[each for each in complaints(loop, wanted, data) if "stack" not in each] for loop in loops]
     assert [] in found, sorted(found, key=len)[:3]

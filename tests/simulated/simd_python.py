@@ -130,14 +130,26 @@ def fma(a: Array, b: Array, c: Array) -> Array:
     return a * b + c
 
 
-def clamp(a: Array, low: float, high: float) -> Array:
+def clamp(a: Array, low: float, high: float | None) -> Array:
     """Return a where it is between two numbers or NaN, else the nearer of them; of zeros, the number."""
+    high = np.inf if high is None else high
     return np.where(a <= low, a.dtype.type(low), np.where(a >= high, a.dtype.type(high), a))
 
 
-def exp_neg_abs(a: Array) -> Array:
-    """Return exp(-|a|); rounded once for float32, whose own errs by two units."""
-    return np.exp(-np.abs(a).astype(np.float64)).astype(a.dtype)
+def narrow(array: Array, vector: Array) -> Array:
+    """Return a vector of the arithmetic on an array as float32, unless the array is float64."""
+    with np.errstate(over="ignore"):
+        return vector.astype(np.float64 if array.dtype == np.float64 else np.float32)
+
+
+def arithmetic(array: Array, vector: Array) -> Array:
+    """Return what `narrow` returned, or was computed of that, as a vector of the arithmetic on an array."""
+    return vector.astype(np.float32 if array.itemsize == 2 else np.float64)
+
+
+def exp_neg_abs(array: Array, a: Array) -> Array:
+    """Return exp(-|a|) as `narrow` returns a, but of a as it is; rounded once, where its own errs by two units."""
+    return narrow(array, np.exp(-np.abs(a).astype(np.float64)))
 
 
 def where_positive(a: Array, b: Array) -> Array:
@@ -146,8 +158,8 @@ def where_positive(a: Array, b: Array) -> Array:
 
 
 def where_negative(a: Array, b: Array, c: Array) -> Array:
-    """Return b in lanes where a is negative, else c."""
-    return np.where(a < 0, b, c)
+    """Return b in lanes where a has a negative sign, else c."""
+    return np.where(np.signbit(a), b, c)
 
 
 def where_between(a: Array, low: float, high: float, b: Array) -> Array:

@@ -1,4 +1,7 @@
-"""Activations of vectors and their gradients, by z, what was normalised.
+"""Activations of vectors and their gradients, by z, what was normalised; `data` is an array of the data, for its dtype.
+
+Of float32 data z is a vector of float64. SILU, a division and an exponential, is float32 there: 16 lanes and not twice
+8. Only the exponential sees all of z; all else errs by what the result's own rounding to float32 is a part of.
 
 NaN goes through both ways. Where a derivative jumps, it is zero, as PyTorch has it.
 """
@@ -7,14 +10,17 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from fastbn_kernels.build.decorators import Array
 from fastbn_kernels.cpu.simd.ops import (
     add,
+    arithmetic,
     clamp,
     div,
     exp_neg_abs,
     fma,
     like,
     mul,
+    narrow,
     where_between,
     where_negative,
     where_positive,
@@ -29,32 +35,37 @@ FAR = 1024.0
 
 
 @traced
-def sigmoids(z: Vector) -> tuple[Vector, Vector]:
-    """Return sigmoid(z) and sigmoid(-z), each within 6 roundings: 1 less the other would lose what is small."""
-    e = exp_neg_abs(z)
-    large = div(like(z, 1.0), add(e, like(z, 1.0)))
+def sigmoids(data: Array, z: Vector, high: float | None) -> tuple[Vector, Vector, Vector]:
+    """Return z, narrow and between -FAR and `high`, and sigmoid(z) and sigmoid(-z).
+
+    Each is within 6 roundings: 1 less the other would lose what is small.
+    """
+    e, z = exp_neg_abs(data, z), clamp(narrow(data, z), -FAR, high)
+    large = div(like(e, 1.0), add(e, like(e, 1.0)))
     small = mul(e, large)
-    return where_negative(z, small, large), where_negative(z, large, small)
+    return z, where_negative(z, small, large), where_negative(z, large, small)
 
 
 @traced
-def activated(z: Vector, activation: Any) -> Vector:
+def activated(data: Array, z: Vector, activation: Any) -> Vector:
     """Return the activation of z; NaN of NaN."""
     if activation is RELU:
         return where_positive(z, z)
     if activation is RELU6:
         return clamp(z, 0.0, 6.0)
     assert activation is SILU, activation
-    return mul(clamp(z, -FAR, float("inf")), sigmoids(z)[0])
+    z, s, _ = sigmoids(data, z, None)
+    return arithmetic(data, mul(z, s))
 
 
 @traced
-def through(grad: Vector, z: Vector, activation: Any) -> Vector:
+def through(data: Array, grad: Vector, z: Vector, activation: Any) -> Vector:
     """Return the gradient by z, from that by its activation."""
     if activation is RELU:
         return where_positive(z, grad)
     if activation is RELU6:
         return where_between(z, 0.0, 6.0, grad)
     assert activation is SILU, activation
-    s, other = sigmoids(z)
-    return mul(grad, mul(s, fma(clamp(z, -FAR, FAR), other, like(z, 1.0))))
+    z, s, other = sigmoids(data, z, FAR)
+    slope = mul(s, fma(z, other, like(z, 1.0)))
+    return arithmetic(data, mul(narrow(data, grad), slope))

@@ -37,20 +37,20 @@ Count: TypeAlias = int | None
 
 
 @traced
-def finish(normalized: Vector, i: int, n: Count, tail: Any) -> Vector:
-    """Return y of what was normalised."""
+def finish(normalized: Vector, x: Array, i: int, n: Count, tail: Any) -> Vector:
+    """Return y of what was normalised of x."""
     activation = tail
     if isinstance(tail, tuple):
         activation, residual = tail
         normalized = add(normalized, load(residual, i, n))
-    return normalized if activation is None else activated(normalized, activation)
+    return normalized if activation is None else activated(x, normalized, activation)
 
 
 @traced
 def incoming(dy: Array, d: Vector, i: int, n: Count, params: Params, tail: Any) -> Vector:
     """Return the gradient by what was normalised, from that by y; d is x - mean."""
     grad = load(dy, i, n)
-    return grad if tail is None else through(grad, fma(d, params[1], params[2]), tail)
+    return grad if tail is None else through(dy, grad, fma(d, params[1], params[2]), tail)
 
 
 # ---------------------------------------------------------------- sums and results
@@ -92,7 +92,7 @@ def result(dy: Array | None, x: Array | None, i: int, n: Count, params: Params, 
         return mul(load(dy, i, n), params[0])
     d = centred(x, i, n, params[0])
     if dy is None:
-        return finish(fma(d, params[1], params[2]), i, n, tail)
+        return finish(fma(d, params[1], params[2]), x, i, n, tail)
     if isinstance(tail, tuple):
         return mul(incoming(dy, d, i, n, params, tail[0]), params[1])
     return fma(incoming(dy, d, i, n, params, tail), params[1], fma(d, params[3], params[4]))

@@ -9,9 +9,10 @@ fixed tree. The same lanes are added in the same order on every processor.
 Where an operation takes a `count`, its type chooses: None stands for all lanes, an integer below LANES for the first
 few, of a masked instruction. Both are one source then, and two machine codes.
 
-Arithmetic on float32 and float64 arrays is float64. On float16 (bits as int16) and bfloat16 (bits as uint16) it is
-float32, which holds each of their values and rounds 13 bits or more below their last; long sums are float64 there too
-(`widen`). 16 lanes of float64 are two AVX-512 registers, four of AVX2, eight of SSE2 or NEON.
+Arithmetic on float32 and float64 arrays is float64, but for what `narrow` makes of the former. On float16 (bits as
+int16) and bfloat16 (bits as uint16) it is float32, which holds each of their values and rounds 13 bits or more below
+their last; long sums are float64 there too (`widen`). 16 lanes of float64 are two AVX-512 registers, four of AVX2,
+eight of SSE2 or NEON.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from fastbn_kernels.cpu.simd.types import (
     decode,
     encode,
     first_lanes,
+    lanes32,
     lanes64,
     line_bytes,
     pointer,
@@ -51,7 +53,7 @@ from fastbn_kernels.cpu.simd.types import (
 OPERATIONS = (
     "load", "param", "value", "rounded", "store", "stream", "offset_from_line",
     "prefetch", "fence", "splat", "like", "keep", "add", "sub", "mul", "div", "fma", "clamp", "exp_neg_abs",
-    "where_positive", "where_negative", "where_between", "widen", "total",
+    "where_positive", "where_negative", "where_between", "narrow", "arithmetic", "widen", "total",
 )  # fmt: skip
 
 Codegen = Callable[[Any, Any, Any, Any], Any]
@@ -285,24 +287,55 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> tuple[Any, Codegen]:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def clamp(typing: Any, a: Any, low: Any, high: Any) -> tuple[Any, Codegen]:
-    """Return a where it is between two numbers or NaN, else the nearer of them."""
+    """Return a where it is between two numbers or NaN, else the nearer of them; None for `high` is no number."""
+    open_ = isinstance(high, types.NoneType)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        found, least, most = arguments[0], *(_like(builder, a, number) for number in arguments[1:])
+        found, least = arguments[0], _like(builder, a, arguments[1])
         found = builder.select(builder.fcmp_unordered(">", found, least), found, least)
+        if open_:
+            return found
+        most = _like(builder, a, arguments[2])
         return builder.select(builder.fcmp_unordered("<", found, most), found, most)
 
-    return a(a, types.float64, types.float64), codegen
+    return a(a, types.float64, high if open_ else types.float64), codegen
+
+
+def _narrow(array: Any) -> Any:
+    return lanes64 if array.dtype == types.float64 else lanes32
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def exp_neg_abs(typing: Any, a: Any) -> tuple[Any, Codegen]:
-    """Return exp(-|a|), within 1.5 units in the last place; see `exponential`."""
+def narrow(typing: Any, array: Any, vector: Any) -> tuple[Any, Codegen]:
+    """Return a vector of the arithmetic on an array as float32, unless the array is float64."""
+    lanes = _narrow(array)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return exponential.exp_neg_abs(builder, arguments[0])
+        return arguments[1] if vector is lanes else builder.fptrunc(arguments[1], lanes.vector)
 
-    return a(a), codegen
+    return lanes(array, computed(array)), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def arithmetic(typing: Any, array: Any, vector: Any) -> tuple[Any, Codegen]:
+    """Return what `narrow` returned, or was computed of that, as a vector of the arithmetic on an array."""
+    lanes = computed(array)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return arguments[1] if vector is lanes else builder.fpext(arguments[1], lanes.vector)
+
+    return lanes(array, _narrow(array)), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def exp_neg_abs(typing: Any, array: Any, a: Any) -> tuple[Any, Codegen]:
+    """Return exp(-|a|) as `narrow` returns a, but of a as it is, within 1.5 units in the last place: `exponential`."""
+    lanes = _narrow(array)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return exponential.exp_neg_abs(builder, arguments[1], lanes.vector)
+
+    return lanes(array, computed(array)), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -318,11 +351,13 @@ def where_positive(typing: Any, a: Any, b: Any) -> tuple[Any, Codegen]:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def where_negative(typing: Any, a: Any, b: Any, c: Any) -> tuple[Any, Codegen]:
-    """Return b in lanes where a is negative, else c."""
+    """Return b in lanes where a has a negative sign, else c."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         given, first, second = arguments
-        return builder.select(builder.fcmp_ordered("<", given, ir.Constant(a.vector, None)), first, second)
+        bits = ir.VectorType(I64 if a is lanes64 else I32, LANES)
+        negative = builder.icmp_signed("<", builder.bitcast(given, bits), ir.Constant(bits, None))
+        return builder.select(negative, first, second)
 
     return a(a, a, a), codegen
 
