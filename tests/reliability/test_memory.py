@@ -12,7 +12,7 @@ import pytest
 import fastbn
 import workspace
 from fastbn import layout
-from fastbn.backends.cpu import plan
+from fastbn.backends.cpu import launch, plan
 from fastbn_kernels.saved import ROWS
 from grid import draw
 from plans import force
@@ -75,10 +75,11 @@ def test_no_leak():
 
 
 def test_caches_of_shapes_are_bounded():
-    """10000 shapes leave 4096 layouts and plans, of less than 1 KB each."""
-    for cached, arguments in (
-        (layout.analyse, lambda n: ((n, 3, 8, 8), (768, 256, 32, 4), 4, 1)),
-        (plan.make, lambda n: (n, 3, 64, 4, 2)),
+    """10000 shapes leave 4096 layouts and plans, of less than 1 KB each, and 4096 calls, each of 1 KB and its plan."""
+    for cached, arguments, kilobytes in (
+        (layout.analyse, lambda n: ((n, 3, 8, 8), (768, 256, 32, 4), 4, 1), 1),
+        (plan.make, lambda n: (n, 3, 64, 4, 2), 1),
+        (launch.large_call, lambda n: ("forward", (n, 3, 64), "f", 2), 2),
     ):
         cached.cache_clear()
         gc.collect()
@@ -90,7 +91,7 @@ def test_caches_of_shapes_are_bounded():
         finally:
             tracemalloc.stop()
         assert cached.cache_info().currsize == cached.cache_info().maxsize == 4096
-        assert 4096 * 100 < held < 4096 * 1024
+        assert 4096 * 100 < held < 4096 * 1024 * kilobytes
         cached.cache_clear()
 
 
