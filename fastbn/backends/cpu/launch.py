@@ -141,7 +141,11 @@ def small_call(operation: str, data: Array) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def large_call(operation: str, shape: tuple[int, ...], dtype: str, count: int) -> tuple[Any, bool, Any, bool, int]:
-    """Return what does a whole call by an operation's kernel on bits of x, and its first and last arguments."""
+    """Return what does a whole call on bits of a large x by the kernel of an operation, and how that is launched.
+
+    That is (function, parallel, at, past_cache, groups), the last three being its last arguments. To find this takes
+    0.16 us, to find a plan alone 0.9.
+    """
     bits = np.dtype(dtype)
     own = plan.make(shape[0], shape[1], shape[2] if len(shape) == 3 else 1, bits.itemsize, count)
     back = operation == "backward"
@@ -169,8 +173,8 @@ def call_forward(
         else:
             operation = "forward" if training else "normalize"
             function, parallel, *own = large_call(operation, data.shape, data.dtype.char, threads.count())
-            options = momentum, correction, eps, training
-            answer = spread.launch(function, parallel, data, *parameters, *options, target, saved, *own)
+            given = data, *parameters, momentum, correction, eps, training, target, saved
+            answer = spread.launch(function, parallel, *given, *own)
     except TypeError:  # Numba's dispatcher: an array of another dtype, memory order or writability
         return REFUSED
     return answer
