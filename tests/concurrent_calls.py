@@ -21,7 +21,7 @@ import numpy as np
 
 import fastbn
 import hosts
-from fastbn.backends.cpu import plan
+from fastbn.backends.cpu import launch, plan
 from fastbn_kernels.build import spread
 from fastbn_kernels.build.decorators import ReadC, WriteC, kernel, prange
 
@@ -189,6 +189,7 @@ def any_number_of_threads():
     for cache in (plan.LAST_LEVEL_CACHE, 0):
         plan.LAST_LEVEL_CACHE = cache
         plan.make.cache_clear()
+        launch.large_call.cache_clear()
         for count in range(1, numba.config.NUMBA_NUM_THREADS + 1):
             numba.set_num_threads(count)
             results.append(digest())

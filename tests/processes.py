@@ -45,11 +45,12 @@ def copy_packages(folder):
     for package in (ROOT / "fastbn", ROOT / "kernels" / "fastbn_kernels"):
         shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns(*KEPT_IN_CACHE))
     (folder / "fastbn_kernels" / "cpu" / "fold.py").write_text(FOLD_KERNEL)
+    (folder / "fastbn_kernels" / "cpu" / "running.py").write_text(RUNNING_KERNELS)
     return {"PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": None, "NUMBA_CACHE_LOCATOR_CLASSES": None}
 
 
-# Two kernels that compile in 0.1 s, each with a check of what it computes. The first is put into the copy by
-# `copy_packages`: it calls a formula, and does not depend on the dtype of the data.
+# Kernels that compile in 0.1 s, two of them with a check of what they compute; `copy_packages` puts them into the copy.
+# The first calls a formula and does not depend on the dtype of the data, the others do.
 FOLD_KERNEL = """
 from __future__ import annotations
 from fastbn_kernels.build.decorators import ReadC, WriteC, kernel
@@ -61,6 +62,22 @@ def fold_parameters(
 ) -> None:
     for c in range(low.size):
         scale[c], shift[c], invstd[c] = coefficients(low[c], var[c], weight[c], bias[c], eps)
+"""
+
+RUNNING_KERNELS = """
+from __future__ import annotations
+from fastbn_kernels.build.decorators import ReadNCS, ReadP, Saved, WriteP, kernel
+from fastbn_kernels.cpu.small_calls import begin_saved, move_running
+
+@kernel
+def update_running(
+    x: ReadNCS, running_mean: WriteP, running_var: WriteP, momentum: float, correction: float, saved: Saved
+) -> None:
+    move_running(x.shape[0] * x.shape[2], running_mean, running_var, momentum, correction, saved)
+
+@kernel
+def begin_forward(x: ReadNCS, weight: ReadP, bias: ReadP, saved: Saved) -> None:
+    begin_saved(x, weight, bias, weight, bias, True, saved)
 """
 
 FOLD = """
@@ -80,7 +97,7 @@ def fold(unit=1.0):
 """
 
 RUNNING = """
-from fastbn_kernels.cpu.small_calls import update_running
+from fastbn_kernels.cpu.running import update_running
 from fastbn_kernels.saved import M2, MEAN, MEAN_LO, ROWS
 def check(kind):
     dtype = np.dtype(kind)

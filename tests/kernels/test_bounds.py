@@ -31,6 +31,8 @@ def test_a_vector_or_part_of_one_out_of_range_is_an_error(shape):
 def test_a_scalar_index_out_of_range_is_an_error():
     from fastbn_kernels.cpu import kernel
 
-    x, running, saved = np.ones((4, 3, 2), np.float32), np.ones(3, np.float32), np.ones((2, 3))
+    x, parameter, saved = np.ones((4, 3, 2), np.float32), np.ones(3, np.float32), np.ones((2, 3))
     with pytest.raises(IndexError):
-        kernel("update_running").get(x.dtype, False)(x, running, running, 0.5, 1.0, saved)
+        kernel("call_backward_channels_first").get(x.dtype, False)(
+            x, x, saved, False, np.empty_like(x), parameter, parameter.copy(), None
+        )

@@ -36,11 +36,12 @@ CALLS = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 import numpy as np, fastbn
-from fastbn.backends.cpu import plan
+from fastbn.backends.cpu import launch, plan
 from fastbn_kernels.build import threads
 for cache in (plan.LAST_LEVEL_CACHE, 0):
     plan.LAST_LEVEL_CACHE = cache
     plan.make.cache_clear()
+    launch.large_call.cache_clear()
     small, rows, short = [(32, 64), (4, 8, 5, 5)], [(2048, 64)], [(32, 128, 7, 7)]
     for shape in small + rows + short + [(8, 64, 32, 32), (8, 1, 96, 96), (2, 64, 64, 64)]:
         x = np.ones(shape, np.float32)
@@ -146,7 +147,7 @@ def test_what_is_listed():
     assert {name.split("_")[0] for name, *_ in rare - ordinary if name not in {n for n, *_ in ordinary}} == {
         "moments", "sums", "gradient", "jvp", "double",
     }  # fmt: skip
-    assert all(not parallel for name, _, parallel in rare if name.startswith(("call_", "begin_", "update_")))
+    assert all(not parallel for name, _, parallel in rare if name.startswith(("call_", "large_")))
     kernel = "forward_short_segments"
     assert {(kernel, "f", True), (kernel, "f", False), ("moments_channels_last", "f", True)} <= rare
     both = list(warmup._tasks(["float16", "bfloat16"], False))

@@ -89,7 +89,7 @@ def test_an_install_that_cannot_be_written_and_no_home(packages, home):
 
 def test_one_warning_however_many_kernels_and_problems(packages):
     folder, where = packages
-    two = "fold()\nfrom fastbn_kernels.cpu.small_calls import update_running\nupdate_running.get(np.dtype('f4'), False)"
+    two = "fold()\nfrom fastbn_kernels.cpu.running import update_running\nupdate_running.get(np.dtype('f4'), False)"
     kept(folder)[0].write_bytes(b"")
     fail = "import pathlib\ndef fail(*_): raise OSError(28, 'No space')\npathlib.Path.replace = fail\n"
     assert Process(fail + two, **where) == WARNED

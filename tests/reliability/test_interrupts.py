@@ -78,7 +78,7 @@ def press_in(name):
     setattr(owner, function, replaced)
 
 todo = [fold, *(lambda kind=kind: check(kind) for kind in "fdhH"), lambda: begin_forward.get(np.dtype("f"), False)]
-from fastbn_kernels.cpu.small_calls import begin_forward
+from fastbn_kernels.cpu.running import begin_forward
 for place, call in zip(sys.argv[1:], todo, strict=True):
     press_in(place)
     pressed(call)

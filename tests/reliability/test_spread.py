@@ -12,7 +12,7 @@ import concurrent_calls
 import fastbn
 import hosts
 from concurrent_calls import RUNNERS
-from fastbn.backends.cpu import plan
+from fastbn.backends.cpu import launch, plan
 from fastbn_kernels.build import spread
 from processes import run
 
@@ -43,13 +43,19 @@ def moments():
     return found.hexdigest()
 
 
+def forget():
+    """Let plans be made anew."""
+    plan.make.cache_clear()
+    launch.large_call.cache_clear()
+
+
 @pytest.fixture(params=["in the cache", "past the cache"])
 def size(request, monkeypatch):
     """Kernels that write past the cache, and those that overlap sums with it, take what is larger than the cache."""
     monkeypatch.setattr(plan, "LAST_LEVEL_CACHE", 0 if request.param == "past the cache" else plan.LAST_LEVEL_CACHE)
-    plan.make.cache_clear()
+    forget()
     yield
-    plan.make.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize("what", [concurrent_calls.digest, derivatives, moments])

@@ -115,15 +115,14 @@ def of_family(family: str, small: bool, parallel: bool, past_cache: tuple[bool, 
                 past_cache=past_cache, groups=groups)  # fmt: skip
 
 
-# Around the kernel of a call that is not small: its arguments are checked first, running statistics are moved last.
-ENDS = "begin_forward", "update_running", "begin_backward"
+# What does a whole call: by itself if the tensor is small, else around the kernel of its plan.
+SIZES, WAYS, ORDERS = ("call", "large"), ("forward", "backward"), ("channels_first", "channels_last")
 
 
 def kernels() -> list[str]:
     """Return the names of all kernels that a call may take."""
     found = [f"{operation}_{family}" for family, operations in FAMILIES.items() for operation in operations]
-    orders = "channels_first", "channels_last"
-    return [*found, *(f"call_{way}_{order}" for order in orders for way in ("forward", "backward")), *ENDS]
+    return [*found, *(f"{size}_{way}_{order}" for size in SIZES for order in ORDERS for way in WAYS)]
 
 
 # How much larger than the last-level cache all tensors together must be for the result to go past it: stored through

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
-from numba.extending import intrinsic
+from numba import carray, config, types
+from numba.extending import intrinsic, overload
 
 from fastbn_kernels.build.decorators import scalar
 
@@ -75,6 +75,24 @@ def _calls(result: Any) -> Any:
 call_none = _calls(types.none)
 call_int = _calls(types.intp)
 call_bool = _calls(types.boolean)
+
+
+def call_kernel(at: Any, arguments: Any) -> None:
+    """Call a kernel that `callable_at` found with a tuple of exactly the types that it was compiled for."""
+    at(*arguments)
+
+
+@overload(call_kernel)  # type: ignore[untyped-decorator]
+def _call_kernel(at: Any, arguments: Any) -> Any:
+    def at_its_address(at: Any, arguments: Any) -> None:
+        call_none(at, arguments)
+
+    return at_its_address
+
+
+def callable_at(compiled: Any) -> Any:
+    """Return the address of what `Kernel.get` returned, or itself with ``NUMBA_DISABLE_JIT=1``, when it has none."""
+    return compiled if config.DISABLE_JIT else address_of(compiled)
 
 
 def address_of(dispatcher: Any, signature: Any = None) -> int:

@@ -162,15 +162,8 @@ class Kernel:
         function = self.get(dtype, parallel, tail_key(arguments[-1]) if self.kinds[-1] == "Tail" else None)
         if not self.has_loops:
             function(*arguments)
-            return
-        try:
-            if parallel:
-                spread.beside_products()
-            else:
-                spread.alone()
-            function(*arguments)
-        finally:  # Ctrl-C may come as soon as `alone` is done
-            spread.launched()
+        else:
+            spread.launch(function, parallel, *arguments)
 
     def _add(self, dtype: np.dtype[Any], parallel: bool, tail: Any) -> None:
         key = dtype.char, parallel, tail

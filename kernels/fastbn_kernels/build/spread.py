@@ -100,9 +100,8 @@ def _nothing() -> None:
     """Stand for the functions below where loops are Numba's."""
 
 
-# Around one launch, ``try: alone(); kernel(...)`` and ``finally: launched()``: two calls of C without arguments, 0.2
-# us, where `over` takes 1 us. `alone` has the calling thread run all pieces, whoever was chosen; `beside_products` asks
-# the threads of NumPy's products first, if nobody was.
+# Around one `launch`: two calls of C without arguments, 0.2 us, where `over` takes 1 us. `alone` has the calling thread
+# run all pieces, whoever was chosen; `beside_products` asks the threads of NumPy's products first, if nobody was.
 alone: Callable[[], None] = _nothing
 beside_products: Callable[[], None] = _nothing
 launched: Callable[[], None] = _nothing
@@ -131,6 +130,18 @@ def _meet_products() -> None:
         except blas.UnknownError as reason:
             log.info("fastbn: loops run on Numba's threads, also beside NumPy's matrix products: %s", reason)
             beside_products = _nothing
+
+
+def launch(function: Callable[..., Any], parallel: bool, *arguments: Any) -> Any:
+    """Call a function with loops on an array of NumPy; unless `parallel`, the calling thread does everything."""
+    try:
+        if parallel:
+            beside_products()
+        else:
+            alone()
+        return function(*arguments)
+    finally:  # Ctrl-C may come as soon as `alone` is done
+        launched()
 
 
 def by_default(runner: int) -> None:

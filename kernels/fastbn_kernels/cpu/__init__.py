@@ -60,7 +60,10 @@ MODULES = {
     "small_calls": (
         "call_forward_channels_first", "call_forward_channels_last",
         "call_backward_channels_first", "call_backward_channels_last",
-        "begin_forward", "update_running", "begin_backward",
+    ),
+    "large_calls": (
+        "large_forward_channels_first", "large_forward_channels_last",
+        "large_backward_channels_first", "large_backward_channels_last",
     ),
 }  # fmt: skip
 MODULE_OF = {name: module for module, names in MODULES.items() for name in names}

@@ -17,12 +17,13 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import overload
 
 from fastbn_kernels.build import cache, interrupts
-from fastbn_kernels.build.addresses import address_of, array, call_int, call_none, words
+from fastbn_kernels.build.addresses import address_of, array, call_int, words
 from fastbn_kernels.build.decorators import scalar
+from fastbn_kernels.cpu.large_calls import backward_by, forward_by
 from fastbn_kernels.cpu.moments import as_pair
 from fastbn_kernels.cpu.normalize import all_params
 from fastbn_kernels.cpu.simd.tails import RELU, RELU6, SILU
-from fastbn_kernels.cpu.small_calls import REFUSED, backward_fits, begin_saved, forward_fits, move_running
+from fastbn_kernels.cpu.small_calls import REFUSED, begin_saved
 from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, ROWS
 
 # The words: a kernel's address, those of data, and numbers. OUT is y or dx; FIRST and SECOND are the running mean and
@@ -112,15 +113,10 @@ def _steps(like: Any, own: Any, form: Any, activation: Any, residual: Any) -> di
         """Normalise by a kernel, with the batch's own statistics or running ones."""
         row, numbers, shape, x, y, saved, mean, var = opened(pointer, like, own, form)
         weight, bias = parameter(row, WEIGHT, own), parameter(row, BIAS, own)
-        training, count, correction = row[FLAG] != 0, row[N] * row[S], numbers[CORRECTION]
-        if not forward_fits(count, x, weight, bias, mean, var, correction, training, y, saved):
-            return True
-        begin_saved(x, weight, bias, mean, var, training, saved)
+        by = row[KERNEL], row[PAST_CACHE] != 0, row[GROUPS]
+        options = numbers[MOMENTUM], numbers[CORRECTION], numbers[EPS], row[FLAG] != 0
         tail = tail_like(activation, residual, row, shape, like)
-        call_none(row[KERNEL], (x, saved, numbers[EPS], row[PAST_CACHE] != 0, row[GROUPS], y, tail))
-        if training:
-            move_running(count, mean, var, numbers[MOMENTUM], correction, saved)
-        return False
+        return forward_by(*by, row[N] * row[S], x, weight, bias, mean, var, *options, y, saved, tail) == REFUSED
 
     def whole_backward(pointer: int) -> Any:
         """Go back by a kernel that does everything."""
@@ -132,13 +128,8 @@ def _steps(like: Any, own: Any, form: Any, activation: Any, residual: Any) -> di
         """Sum and write dx by a kernel."""
         row, _, shape, x, dx, saved, dweight, dbias = opened(pointer, like, own, form)
         dy = array(row[DY], shape, like)
-        if not backward_fits(dy, x, dx):
-            return True
-        sums = np.empty((2, row[C]))
-        options = row[FLAG] != 0, row[PAST_CACHE] != 0, row[GROUPS]
-        call_none(row[KERNEL], (dy, x, saved) + options + (dx, sums, activation))  # noqa: RUF005
-        dbias[:], dweight[:] = sums[0], sums[1]
-        return False
+        by = row[KERNEL], row[PAST_CACHE] != 0, row[GROUPS]
+        return backward_by(*by, dy, x, saved, row[FLAG] != 0, dx, dweight, dbias, activation) == REFUSED
 
     def restore(pointer: int) -> Any:
         """Fill `saved` for a backward pass: with running statistics if frozen, else from float64 means and invstds."""

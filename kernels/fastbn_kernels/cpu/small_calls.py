@@ -4,8 +4,6 @@ Parameters and running statistics come as the caller holds them and are checked 
 written shares no memory with anything else. A kernel that refuses has written nothing; the caller then takes the long
 way, whose checks say what is wrong. What a refusal does not cover, dtypes and memory orders, Numba's dispatcher checks
 when it is called.
-
-`begin_forward`, `update_running` and `begin_backward` are the ends of a call around a kernel for larger tensors.
 """
 
 from __future__ import annotations
@@ -131,33 +129,6 @@ def move_running(
         mean, var = saved[MEAN, c] + saved[MEAN_LO, c], saved[M2, c] / (count - correction)
         running_mean[c] = running_average(running_mean[c], mean, momentum)
         running_var[c] = running_average(running_var[c], var, momentum)
-
-
-@kernel
-def begin_forward(
-    x: ReadNCS, weight: ReadP, bias: ReadP, running_mean: WriteP, running_var: WriteP, correction: float,
-    training: bool, y: WriteNCS, saved: Saved,
-) -> int:  # fmt: skip
-    """Check the arrays of a forward pass and fill the rows that are known before x is read."""
-    count = x.shape[0] * x.shape[2]
-    if not forward_fits(count, x, weight, bias, running_mean, running_var, correction, training, y, saved):
-        return REFUSED
-    begin_saved(x, weight, bias, running_mean, running_var, training, saved)
-    return answer(x, y)
-
-
-@kernel
-def update_running(
-    x: ReadNCS, running_mean: WriteP, running_var: WriteP, momentum: float, correction: float, saved: Saved
-) -> None:
-    """Update the running statistics of a training forward pass."""
-    move_running(x.shape[0] * x.shape[2], running_mean, running_var, momentum, correction, saved)
-
-
-@kernel
-def begin_backward(dy: ReadNCS, x: ReadNCS, dx: WriteNCS) -> int:
-    """Check the arrays of a backward pass."""
-    return answer(x, dx) if backward_fits(dy, x, dx) else REFUSED
 
 
 @kernel
