@@ -1,8 +1,8 @@
 """A whole call around a kernel, for tensors that are not small: one trip from Python to compiled code.
 
 Every trip through Numba's dispatcher looks at the types of 6 to 14 arguments and unpacks them. After a matrix product,
-whose data have pushed Python's and Numba's out of the caches, three trips with Python between them took 74 of 235 us
-(256 x 1024 float32).
+whose data have pushed Python's and Numba's out of the caches, a call of 256 x 1024 float32 takes 189 us this way, and
+227 with three trips (checks, kernel, running statistics) and Python between them; backward 214 and 252.
 
 The kernel that the plan of the tensor names is called at its address, so that these are compiled once for all kernels
 and add nothing to their sizes; `flat_calls` does the same with a row of words. What is checked, what is not, and what
