@@ -18,6 +18,7 @@ COVERED = {
 }  # fmt: skip
 # Files that raise only with a GPU or what stands for one (tests/gpu), the command, and hosts' adapters.
 ELSEWHERE = {
+    "backends/cpu/launch",
     "checks/place",
     "backends/cuda/arrays",
     "backends/cuda/backend",

@@ -262,7 +262,8 @@ EXHAUSTING = [
 @pytest.mark.parametrize(("shape", "kind"), EXHAUSTING, ids=str)
 def test_out_of_memory(shape, kind):
     """MemoryError leaves the layer as it was, and the next call works."""
-    run(EXHAUSTED, shape, kind)
+    # What is freed goes back to the system: left to itself, glibc keeps a megabyte or more, now and then enough.
+    run(EXHAUSTED, shape, kind, env={"MALLOC_MMAP_THRESHOLD_": "131072"})
 
 
 @pytest.mark.parametrize("shape", [(16, 8), (3000, 40), (32, 64, 14, 14)], ids=str)
