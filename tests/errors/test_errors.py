@@ -16,7 +16,8 @@ COVERED = {
     "checkpoint", "checks/arrays", "checks/scalars", "checks/state_dict", "dispatch", "layer", "moments", "warmup",
     "backends/cuda/availability",
 }  # fmt: skip
-# Files that raise only with a GPU or what stands for one (tests/gpu), the command, and hosts' adapters.
+# Files that raise only with a GPU or what stands for one (tests/gpu), the command, FASTBN_POOL (test_blas_pool.py), and
+# hosts' adapters.
 ELSEWHERE = {
     "backends/cpu/launch",
     "checks/place",
