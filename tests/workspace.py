@@ -32,6 +32,7 @@ def bound(what, x, axis):
         return numbers + tiled + PYTHON
     if own.family == "short_segments":
         channels = -(-C // own.groups)
-        columns = {"forward": 24, "inference": 24, "backward": 48}[what] * (channels * S + LANES)
+        # Mean, scale and shift a column; backward slope, offset and two sums besides.
+        columns = {"forward": 24, "inference": 24, "backward": 56}[what] * (channels * S + LANES)
         return numbers + (columns + 32 * channels) * count + PYTHON
     return numbers + (0 if own.family != "tiles" or what == "inference" else tiled) + PYTHON
