@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import threading
 from typing import Any
 
 import numpy as np
+from numba.core.compiler_lock import global_compiler_lock
 
 from fastbn.adapters.torch.native import shim, table
 from fastbn.backends.cpu import plan
@@ -20,7 +20,6 @@ from fastbn_kernels.cpu import flat_calls, kernel
 log = logging.getLogger("fastbn")
 
 KEPT: Any = kept(np.zeros(table.PLANS_KEPT * table.PLAN, np.int64))
-_lock = threading.Lock()
 
 
 def resolve(address: int) -> int:
@@ -60,7 +59,7 @@ def _complete(found: Any) -> None:
 
 def _keep(found: Any) -> None:
     """Put a plan where compiled code looks for it, if there is room; its KIND, which nobody takes for 0, goes last."""
-    with _lock:
+    with global_compiler_lock:  # which a fork waits for
         N, C, S, kind = (int(n) for n in found[: table.KEYS])
         first = N * 7919 + C * 104729 + S * 1299709 + kind * 15485863
         for probe in range(table.PROBES):
