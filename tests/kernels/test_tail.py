@@ -39,13 +39,23 @@ OUTPUTS += [(activation, False, np.float32) for activation in (SILU, RELU, RELU6
 GRADIENTS = [(activation, dtype) for activation in (SILU, RELU, RELU6) for dtype in DTYPES]
 
 
+# What is compiled too, besides silu of float32: another activation and the other dtypes, not each with each. relu is
+# compiled by tests/adapters/test_torch_fused.py.
+COMPILED = {(SILU, np.float64), (RELU6, np.float16)}
+
+
 def mostly_slow(cases):
-    """Every kernel of a case takes 1 to 6 s to compile: `make test` has time for the first, and in plain Python."""
-    marks = [pytest.mark.bounds] + [pytest.mark.slow] * (len(cases) - 1)
-    return [
-        pytest.param(*case, marks=mark, id="-".join(getattr(value, "__name__", repr(value)) for value in case))
-        for case, mark in zip(cases, marks, strict=True)
-    ]
+    """Every kernel of a case takes 1 to 6 s to compile: `make test` has time for the first, `make test-all` for a few.
+
+    All are run in plain Python.
+    """
+    plain = pytest.mark.skipif(not config.DISABLE_JIT, reason="in plain Python; compiled, others stand for it")
+    marked = []
+    for i, case in enumerate(cases):
+        mark = [pytest.mark.slow] if (case[0], case[-1]) in COMPILED and case[1] is not False else [plain]
+        name = "-".join(getattr(value, "__name__", repr(value)) for value in case)
+        marked.append(pytest.param(*case, marks=[pytest.mark.bounds, *(mark if i else [])], id=name))
+    return marked
 
 
 def act(z, activation):

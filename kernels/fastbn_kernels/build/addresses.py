@@ -51,6 +51,17 @@ def call_c(_: Any, function: Any, arguments: Any) -> Any:
     return types.int64(types.int64, types.UniTuple(types.int64, count)), generate
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def acquire(_: Any) -> Any:
+    """Read nothing after this before what was read before it: what somebody else has published is whole then."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.fence("acquire")
+        return context.get_dummy_value()
+
+    return types.none(), generate
+
+
 def _calls(result: Any) -> Any:
     @intrinsic  # type: ignore[untyped-decorator]
     def call(_: Any, address: Any, arguments: Any) -> Any:

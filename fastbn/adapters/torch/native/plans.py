@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import threading
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fastbn_kernels.cpu import flat_calls, kernel
 
 log = logging.getLogger("fastbn")
 
+_barrier = threading.Lock()
 KEPT: Any = kept(np.zeros(table.PLANS_KEPT * table.PLAN, np.int64))
 
 
@@ -68,6 +70,9 @@ def _keep(found: Any) -> None:
             if entry[table.KIND] == 0:
                 for i in (i for i in range(table.PLAN) if i != table.KIND):
                     entry[i] = found[i]
+                for _ in range(2):  # a release and an acquire: processors that reorder stores see KIND last too
+                    with _barrier:
+                        pass
                 entry[table.KIND] = kind
                 return
             if (entry[: table.KEYS] == found[: table.KEYS]).all():

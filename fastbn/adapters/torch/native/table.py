@@ -26,7 +26,7 @@ from fastbn.adapters.torch.native.shim import (
     dtype_of,
     empty,
 )
-from fastbn_kernels.build.addresses import call_c, call_int, words
+from fastbn_kernels.build.addresses import acquire, call_c, call_int, words
 from fastbn_kernels.build.decorators import scalar
 from fastbn_kernels.build.spread import CALLING_THREAD
 from fastbn_kernels.cpu import flat_calls as flat
@@ -70,9 +70,11 @@ def complete(table: Any, key: Any) -> bool:
     for probe in range(PROBES):
         at = ((first + probe) & (PLANS_KEPT - 1)) * PLAN
         plan = plans[at : at + PLAN]
-        if plan[KIND] == key[KIND] and plan[N] == key[N] and plan[C] == key[C] and plan[S] == key[S]:
-            key[:] = plan
-            return True
+        if plan[KIND] == key[KIND]:
+            acquire()
+            if plan[N] == key[N] and plan[C] == key[C] and plan[S] == key[S]:
+                key[:] = plan
+                return True
     return call_c(table[RESOLVE], (key.ctypes.data,)) & 1 != 0
 
 
