@@ -33,28 +33,30 @@ FAMILIES = {
 EVERY_FAMILY = pytest.mark.parametrize("name", FAMILIES)
 EITHER_STATISTICS = pytest.mark.parametrize("frozen", [False, True])
 
-DTYPES = [np.float32, np.float64, np.float16]
-OUTPUTS = [(activation, True, dtype) for activation in (SILU, None, RELU, RELU6) for dtype in DTYPES]
-OUTPUTS += [(activation, False, np.float32) for activation in (SILU, RELU, RELU6)]
-GRADIENTS = [(activation, dtype) for activation in (SILU, RELU, RELU6) for dtype in DTYPES]
-
-
-# What is compiled too, besides silu of float32: another activation and the other dtypes, not each with each. relu is
-# compiled by tests/adapters/test_torch_fused.py.
+OUTPUTS = [
+    (SILU, True, np.float32),
+    (SILU, True, np.float64),
+    (RELU6, True, np.float16),
+    (None, True, np.float32),
+    (RELU, False, np.float32),
+]
+GRADIENTS = [(SILU, np.float32), (SILU, np.float64), (RELU6, np.float16), (RELU, np.float32)]
+# What is compiled too, besides the first of each: another activation and the other dtypes. relu, and a residual alone,
+# are compiled by tests/adapters/test_torch_fused.py.
 COMPILED = {(SILU, np.float64), (RELU6, np.float16)}
 
 
 def mostly_slow(cases):
-    """Every kernel of a case takes 1 to 6 s to compile: `make test` has time for the first, `make test-all` for a few.
+    """Every kernel of a case takes 1 to 6 s to compile: `make test` has time for the first, `make test-all` for COMPILED.
 
-    All are run in plain Python.
+    The first and the rest are run in plain Python.
     """
-    plain = pytest.mark.skipif(not config.DISABLE_JIT, reason="in plain Python; compiled, others stand for it")
+    plain = [pytest.mark.bounds, pytest.mark.skipif(not config.DISABLE_JIT, reason="in plain Python alone")]
     marked = []
     for i, case in enumerate(cases):
-        mark = [pytest.mark.slow] if (case[0], case[-1]) in COMPILED and case[1] is not False else [plain]
+        marks = [pytest.mark.slow] if (case[0], case[-1]) in COMPILED else plain
         name = "-".join(getattr(value, "__name__", repr(value)) for value in case)
-        marked.append(pytest.param(*case, marks=[pytest.mark.bounds, *(mark if i else [])], id=name))
+        marked.append(pytest.param(*case, marks=marks if i else pytest.mark.bounds, id=name))
     return marked
 
 
