@@ -30,7 +30,10 @@ FAMILIES = {
     "overlapped": ((2, 4, 6400), {"family": "overlapped", "groups": 2, "past_cache": (True, True)}),
     "past the cache": ((3000, 24, 1), {"past_cache": (True, True)}),
 }
-EVERY_FAMILY = pytest.mark.parametrize("name", FAMILIES)
+QUICK = "channels last", "channels first"  # one of each kind of loop, which the other families walk too
+EVERY_FAMILY = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
 EITHER_STATISTICS = pytest.mark.parametrize("frozen", [False, True])
 
 OUTPUTS = [
@@ -47,7 +50,7 @@ COMPILED = {(SILU, np.float64), (RELU6, np.float16)}
 
 
 def mostly_slow(cases):
-    """Every kernel of a case takes 1 to 6 s to compile: `make test` has time for the first, `make test-all` for COMPILED.
+    """Every kernel takes 1 to 6 s to compile: `make test` has time for the first case, `make test-all` for COMPILED.
 
     The first and the rest are run in plain Python.
     """
