@@ -232,7 +232,8 @@ def test_the_layer(rng, dtype):
     "names",
     [
         "test_every_bit_pattern or test_float32_is_rounded",
-        pytest.param("test_against_the_oracle and True", marks=pytest.mark.slow),
+        # bfloat16 is converted by the same operations on every processor.
+        pytest.param("test_against_the_oracle and True and not bfloat16", marks=pytest.mark.slow),
     ],
     ids=["conversions", "kernels"],
 )
