@@ -23,6 +23,7 @@ from fastbn.adapters.torch.native.shim import (
     delete,
     dtype_of,
     in_memory_order,
+    made,
     seen,
     taken,
     vector,
@@ -69,9 +70,7 @@ def backward(pointer: int, table_pointer: int) -> int:
     theirs[2] = taken(table, stack[2])
     for i in (2, 10):
         if i == 10 or theirs[i] == 0:
-            answer[0] = 0
-            call_c(table[UNDEFINED], (answer.ctypes.data,))
-            theirs[i] = answer[0]
+            theirs[i] = made(table[UNDEFINED], answer)
     said = call_theirs(table, THEIRS_BACK, NO_OVERLOAD, theirs)
     stack[:3] = theirs[:3]
     return said
@@ -119,9 +118,7 @@ def our_backward(table: Any, stack: Any, dtype: int, rows: int, bias: int, tail:
     x = given
     shape = in_memory_order(sizes, strides)
     if shape[0] == 0:
-        answer[0] = 0
-        call_c(table[CLONE], (given, answer.ctypes.data))
-        x = answer[0]
+        x = ask(table[CLONE], given, answer)
         if x == 0:
             return table[NO_MEMORY]
         sizes, strides = axes_of(table, x, answer)
@@ -178,9 +175,7 @@ def given_or_nothing(table: Any, tensor: int, wanted: bool, answer: Any) -> int:
     if wanted and tensor != 0:
         return tensor
     delete(table, tensor)
-    answer[0] = 0
-    call_c(table[UNDEFINED], (answer.ctypes.data,))
-    return answer[0]
+    return made(table[UNDEFINED], answer)
 
 
 @scalar

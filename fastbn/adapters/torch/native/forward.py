@@ -111,9 +111,7 @@ def our_forward(table: Any, stack: Any, added: int, tail: int, answer: Any) -> i
     x = given
     shape = in_memory_order(sizes, strides)
     if shape[0] == 0:  # gaps, or a broadcast axis: a copy without
-        answer[0] = 0
-        call_c(table[CLONE], (given, answer.ctypes.data))
-        x = answer[0]
+        x = ask(table[CLONE], given, answer)
         if x == 0:
             return NOT_OURS
         sizes, strides = axes_of(table, x, answer)

@@ -62,10 +62,8 @@ def _complete(found: Any) -> None:
 def _keep(found: Any) -> None:
     """Put a plan where compiled code looks for it, if there is room; its KIND, which nobody takes for 0, goes last."""
     with global_compiler_lock:  # which a fork waits for
-        N, C, S, kind = (int(n) for n in found[: table.KEYS])
-        first = N * 7919 + C * 104729 + S * 1299709 + kind * 15485863
         for probe in range(table.PROBES):
-            start = (first + probe) % table.PLANS_KEPT * table.PLAN
+            start = (int(found[table.FIRST]) + probe) % table.PLANS_KEPT * table.PLAN
             entry = KEPT[start : start + table.PLAN]
             if entry[table.KIND] == 0:
                 for i in (i for i in range(table.PLAN) if i != table.KIND):
@@ -73,7 +71,7 @@ def _keep(found: Any) -> None:
                 for _ in range(2):  # a release and an acquire: processors that reorder stores see KIND last too
                     with _barrier:
                         pass
-                entry[table.KIND] = kind
+                entry[table.KIND] = found[table.KIND]
                 return
             if (entry[: table.KEYS] == found[: table.KEYS]).all():
                 return

@@ -79,6 +79,14 @@ def ask(function: int, tensor: int, answer: Any) -> Any:
 
 
 @scalar
+def made(function: int, answer: Any) -> Any:
+    """Call a function that is given nothing and writes one word, and return that."""
+    answer[0] = 0
+    call_c(function, (answer.ctypes.data,))
+    return answer[0]
+
+
+@scalar
 def dtype_of(shim: Any, tensor: int, answer: Any) -> Any:
     """Return the place in `shim` of the dtype of a tensor, 0 if it is none of DTYPES."""
     dtype = ask(shim[DTYPE], tensor, answer)

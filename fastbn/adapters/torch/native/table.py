@@ -25,6 +25,7 @@ from fastbn.adapters.torch.native.shim import (
     delete,
     dtype_of,
     empty,
+    made,
 )
 from fastbn_kernels.build.addresses import acquire, call_c, call_int, words
 from fastbn_kernels.build.decorators import scalar
@@ -32,7 +33,7 @@ from fastbn_kernels.build.spread import CALLING_THREAD
 from fastbn_kernels.cpu import flat_calls as flat
 
 # Words of the table behind those of `shim`: whether all calls are fastbn's; a function that tells whether the calling
-# thread's are; whether this process keeps to one thread; `spread.exchange`; `native.resolve`, and what it has found;
+# thread's are; whether this process keeps to one thread; `spread.exchange`; `plans.resolve`, and what it has found;
 # the C library's `madvise`; names of PyTorch's own kernels; messages.
 ALL, MINE, SINGLE, EXCHANGE, RESOLVE, PLANS, ADVISE, VERSION = range(shim.END, shim.END + 8)
 THEIRS, THEIRS_WITHOUT, THEIRS_BACK, NO_STATISTICS, NO_OVERLOAD, NO_MEMORY, ONE_STATISTIC, NO_KERNEL = range(
@@ -40,9 +41,10 @@ THEIRS, THEIRS_WITHOUT, THEIRS_BACK, NO_STATISTICS, NO_OVERLOAD, NO_MEMORY, ONE_
 )
 LENGTH = VERSION + 9
 
-# A plan: what it is for, and the addresses of a step and its kernel, and how they are called. ALL_KEYS are compared.
-N, C, S, KIND, STEP, KERNEL, PAST_CACHE, GROUPS, PARALLEL = range(9)
-KEYS, PLAN = 4, 9
+# A plan: what it is for, and the addresses of a step and its kernel, and how they are called; and where
+# it is looked for first. The KEYS are compared.
+N, C, S, KIND, STEP, KERNEL, PAST_CACHE, GROUPS, PARALLEL, FIRST = range(10)
+KEYS, PLAN = 4, 10
 PLANS_KEPT, PROBES = 4096, 16
 # KIND is an operation, a dtype, a tail and the number of threads.
 FORWARD, NORMALIZE, BACKWARD, RESTORE = range(4)
@@ -66,9 +68,9 @@ def kind_of(operation: int, dtype: int, tail: int, threads: int) -> int:
 def complete(table: Any, key: Any) -> bool:
     """Complete the plan for N, C, S and KIND; return whether there is one."""
     plans = words(table[PLANS], PLANS_KEPT * PLAN)
-    first = (key[N] * 7919 + key[C] * 104729 + key[S] * 1299709 + key[KIND] * 15485863) & (PLANS_KEPT - 1)
+    key[FIRST] = (key[N] * 7919 + key[C] * 104729 + key[S] * 1299709 + key[KIND] * 15485863) & (PLANS_KEPT - 1)
     for probe in range(PROBES):
-        at = ((first + probe) & (PLANS_KEPT - 1)) * PLAN
+        at = ((key[FIRST] + probe) & (PLANS_KEPT - 1)) * PLAN
         plan = plans[at : at + PLAN]
         if plan[KIND] == key[KIND]:
             acquire()
@@ -82,11 +84,7 @@ def complete(table: Any, key: Any) -> bool:
 def begun(table: Any, operation: int, dtype: int, tail: int, shape: tuple[int, int, int], answer: Any) -> Any:
     """Return the row of a step, with the plan's words, and the addresses of the step and of who runs its loops."""
     row = np.zeros(flat.WORDS, np.int64)
-    threads = 1
-    if table[SINGLE] == 0:
-        answer[0] = 0
-        call_c(table[THREADS], (answer.ctypes.data,))
-        threads = answer[0]
+    threads = 1 if table[SINGLE] != 0 else made(table[THREADS], answer)
     plan = np.zeros(PLAN, np.int64)
     plan[N], plan[C], plan[S] = shape
     plan[KIND] = kind_of(operation, dtype, tail, threads)
