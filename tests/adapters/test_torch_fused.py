@@ -132,3 +132,13 @@ def test_only_what_is_needed_gets_a_gradient(rng):
     expected = composed(x, None, None, weight.detach().clone().requires_grad_(), None, True, 0.1, 1e-5, "relu", None)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
     assert weight.grad.shape == (4,)
+
+
+def test_parameters_that_the_operator_does_not_take_go_one_after_the_other(rng):
+    from fastbn.adapters.torch.activations import batch_norm_act
+
+    x, weight = tensor(rng, LARGE, mean=1), tensor(rng, 16)
+    expected = composed(x, None, None, weight, None, True, 0.1, 1e-5, "relu", None)
+    for parameter in (weight.double(), torch.stack([weight, weight], 1)[:, 0]):
+        y = batch_norm_act(x, None, None, parameter, None, True, 0.1, 1e-5, "relu", None)
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)

@@ -5,19 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastbn.adapters.torch import fused
-from fastbn.adapters.torch.functional import batch_norm
+from fastbn.adapters.torch.functional import PLAIN, batch_norm
 from fastbn.adapters.torch.fused import ACTIVATIONS
-
-_PLAIN = (Tensor, nn.Parameter)
 
 
 def is_like(residual: Any, input: Tensor) -> bool:
     """Return whether a residual is a tensor of the shape, dtype and device of a batch norm's input."""
     return (
-        type(residual) in _PLAIN
+        type(residual) in PLAIN
         and residual.shape == input.shape
         and residual.dtype is input.dtype
         and residual.device == input.device

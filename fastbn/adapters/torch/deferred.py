@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from fastbn.adapters.torch.activations import is_like
-from fastbn.adapters.torch.functional import is_traced
+from fastbn.adapters.torch.functional import PLAIN, is_traced
 from fastbn.adapters.torch.modules import THEIRS
 
 MODULES: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
@@ -38,7 +38,6 @@ ADDITIONS: dict[str, Callable[[Any, Any], Any]] = {
 }
 # Their result is a tensor of its own, which nothing else refers to: it stays as it is while a batch norm waits.
 FRESH = (nn.modules.conv._ConvNd, nn.Linear)
-_PLAIN = (Tensor, nn.Parameter)
 
 
 class Waiting(NamedTuple):
@@ -90,7 +89,7 @@ def _until_last(norm: Any, input: Any, source: Any = None) -> tuple[Any, Any, An
 
 
 def _may_wait(input: Any) -> bool:
-    return type(input) in _PLAIN and (torch.compiler.is_compiling() or not is_traced())
+    return type(input) in PLAIN and (torch.compiler.is_compiling() or not is_traced())
 
 
 def begin(norm: Any, input: Any) -> Any:

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from fastbn.adapters.torch import function
 from fastbn.adapters.torch.native import register
 
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter)
 
 
 def _fits(parameter: Tensor | None, x: Tensor) -> bool:
@@ -28,7 +28,7 @@ def is_ours(
     training: bool, momentum: float, eps: float,
 ) -> bool:  # fmt: skip
     """Return whether fastbn computes a call."""
-    if type(x) not in _PLAIN or x.dtype not in function.DATA or x.layout is not torch.strided or x.ndim < 2:
+    if type(x) not in PLAIN or x.dtype not in function.DATA or x.layout is not torch.strided or x.ndim < 2:
         return False
     if not (x.is_cpu or (x.is_cuda and not torch.compiler.is_compiling())) or x.numel() == 0:
         return False
@@ -53,10 +53,14 @@ def is_traced() -> bool:
     )
 
 
-def _go_together(x: Tensor, weight: Tensor | None, running_mean: Tensor | None) -> bool:
-    """Return whether parameters have the dtype that PyTorch wants with x: fastbn takes float32 and float64 with any."""
+def is_native(x: Tensor, weight: Tensor | None, running_mean: Tensor | None) -> bool:
+    """Return whether a call that nobody follows goes by an operator in compiled code.
+
+    It does not with parameters of another dtype than PyTorch wants with x: fastbn takes float32 and float64 with any.
+    """
     parameter = running_mean if weight is None else weight
-    return parameter is None or (parameter.dtype is torch.float64) is (x.dtype is torch.float64)
+    go_together = parameter is None or (parameter.dtype is torch.float64) is (x.dtype is torch.float64)
+    return x.is_cpu and go_together and forward_ad._current_level < 0 and register.works()
 
 
 def _by_pytorchs_operator(*given: Any) -> Tensor:
@@ -90,19 +94,15 @@ def batch_norm(
     Returns
     -------
     Tensor
-        y. Its first and second derivatives are computed by fastbn, higher ones by PyTorch.
+        y. Its gradient is computed by fastbn, what is differentiated of that by PyTorch's formulas; where calls go by
+        Python, second derivatives are fastbn's too.
     """
     given = input, running_mean, running_var, weight, bias, training, momentum, eps
     if torch.compiler.is_compiling():
         return function.compiled(*given) if is_ours(*given) else nn.functional.batch_norm(*given)
     if is_traced():
         return nn.functional.batch_norm(*given)
-    if (
-        input.is_cpu
-        and _go_together(input, weight, running_mean)
-        and forward_ad._current_level < 0
-        and register.works()
-    ):
+    if is_native(input, weight, running_mean):
         return _by_pytorchs_operator(*given)
     if not is_ours(*given):
         return nn.functional.batch_norm(*given)

@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from fastbn.adapters.torch.functional import is_ours, is_traced
-from fastbn.adapters.torch.native import register
+from fastbn.adapters.torch.functional import is_native, is_ours, is_traced
 from fastbn_kernels.cpu import flat_calls
 
 # What may follow, by its name: its number in compiled code, and what PyTorch calls it.
@@ -37,13 +35,12 @@ def takes(
     """Return whether a call is one operator's; a residual is a tensor like x."""
     return (
         x.numel() >= (SILU_FROM if activation == "silu" else FUSED_FROM)
-        and x.is_cpu
         and (residual is None or activation in (None, "relu"))
         and not torch.compiler.is_compiling()
-        and forward_ad._current_level < 0
         and not is_traced()
+        and all(p is None or p.is_contiguous() for p in (weight, bias, running_mean, running_var))
         and is_ours(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        and register.works()
+        and is_native(x, weight, running_mean)
     )
 
 
