@@ -12,6 +12,10 @@ backward pass these are after the terms in dmean and dvar are merged).
 The mean is carried as `mean + low`: rounded to float64 alone it costs 6e-11 at a mean of 1e6, which is more than 4
 float32 ulp of a y close to zero, and as many of a dx. The low part enters through coefficients that are made once a
 channel, where it costs nothing.
+
+Where values are computed in float32, the mean is rounded to that, and what is multiplied is (x - mean) * unit, a unit
+being a power of two (`unit_of`): one multiply-add instead of the subtraction, with the same bits, but neither that nor
+any coefficient leaves the range of float32, whatever that of x is. In float64 the unit is 1.
 """
 
 from __future__ import annotations
@@ -82,6 +86,20 @@ def coefficients(low: float, var: float, weight: float, bias: float, eps: float)
     invstd = 1.0 / math.sqrt(var + eps)
     scale = weight * invstd
     return scale, bias - low * scale, invstd
+
+
+@scalar
+def unit_of(mean: float, invstd: float) -> float:
+    """Return a power of two that brings x - mean, invstd times which is some 1, to between 2^-17 and 2^17.
+
+    Far away, a mean times the unit would not be finite: only a channel of one value over and over has such a mean and
+    a unit above 1, or one that is normalised with the statistics of others.
+    """
+    unit = 1.0
+    for step in (2.0**32, 2.0**64, 2.0**96):  # unrolled, and without a branch
+        unit = step if invstd > step * 2.0**-16 else unit
+        unit = 1.0 / step if invstd < 2.0**16 / step else unit
+    return 1.0 if abs(mean) * unit > 2.0**120 else unit
 
 
 @scalar

@@ -12,12 +12,14 @@ LANES = 16
 
 
 def decode(array: Array) -> Array:
-    """Return stored elements as they are computed with: float64, or float32 for the bits of 16-bit floats."""
+    """Return stored elements as they are computed with: float32, or float64 if they are that or the bits of float32."""
     if array.dtype == np.int16:
         return array.view(np.float16).astype(np.float32)
     if array.dtype == np.uint16:
         return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float64)
+    if array.dtype == np.int32:
+        return array.view(np.float32).astype(np.float64)
+    return array.copy()
 
 
 def encode(vector: Array, dtype: np.dtype[np.generic]) -> Array:
@@ -29,7 +31,8 @@ def encode(vector: Array, dtype: np.dtype[np.generic]) -> Array:
         bits = vector.astype(np.float32).view(np.uint32)
         rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
         return np.where(np.isnan(vector), 0x7FC0, rounded).astype(np.uint16)
-    return vector.astype(dtype)
+    with np.errstate(over="ignore"):
+        return vector.astype(np.float32).view(np.int32) if dtype == np.int32 else vector.astype(dtype)
 
 
 def span(array: Array, index: int, count: int | None) -> Array:
@@ -59,9 +62,14 @@ def value(array: Array, index: int) -> float:
     return float(decode(span(array, index, 1))[0])
 
 
+def single(array: Array) -> bool:
+    """Return whether values of an array are computed in float32."""
+    return array.dtype not in (np.float64, np.int32)
+
+
 def rounded(array: Array, number: float) -> float:
     """Return a number as the arithmetic on an array holds it."""
-    return float(np.float32(number)) if array.itemsize == 2 else number
+    return float(np.float32(number)) if single(array) else number
 
 
 def store(array: Array, index: int, count: int | None, vector: Array) -> None:
@@ -92,7 +100,7 @@ def splat(array: Array, number: float | tuple[float, ...]) -> Any:
     """Return a vector of one number, to compute with values of an array; of a tuple of numbers, a tuple of vectors."""
     if isinstance(number, tuple):
         return tuple(splat(array, each) for each in number)
-    return np.full(LANES, number, np.float32 if array.itemsize == 2 else np.float64)
+    return np.full(LANES, number, np.float32 if single(array) else np.float64)
 
 
 def like(vector: Array, number: float) -> Array:
@@ -144,7 +152,7 @@ def narrow(array: Array, vector: Array) -> Array:
 
 def arithmetic(array: Array, vector: Array) -> Array:
     """Return what `narrow` returned, or was computed of that, as a vector of the arithmetic on an array."""
-    return vector.astype(np.float32 if array.itemsize == 2 else np.float64)
+    return vector.astype(np.float32 if single(array) else np.float64)
 
 
 def exp_neg_abs(array: Array, a: Array) -> Array:

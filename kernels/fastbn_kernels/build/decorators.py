@@ -110,8 +110,9 @@ def tail_type(key: Any, data: NumbaType) -> NumbaType:
     return types.Tuple((typeof(key[0]), data)) if isinstance(key, tuple) else typeof(key)
 
 
-# float16 and bfloat16 travel as their bits, told apart by the sign of the integer.
-DTYPES = {"f": types.float32, "d": types.float64, "h": types.int16, "H": types.uint16}
+# float16 and bfloat16 travel as their bits, told apart by the sign of the integer. float32 travels as it is, to be
+# computed in float32, or as its bits, to be computed in float64: that is all there is to `precision`.
+DTYPES = {"f": types.float32, "i": types.int32, "d": types.float64, "h": types.int16, "H": types.uint16}
 
 
 class Kernel:

@@ -15,8 +15,8 @@ from numba.extending import overload
 from fastbn_kernels.build.decorators import Array, scalar
 from fastbn_kernels.cpu.loops.row_streams import sum_rows, write_rows
 from fastbn_kernels.cpu.loops.segments import segments_sums, to_line, write_segment
-from fastbn_kernels.cpu.simd.ops import fence
-from fastbn_kernels.cpu.simd.types import LANES
+from fastbn_kernels.cpu.simd.ops import fence, single
+from fastbn_kernels.cpu.simd.types import LANES, computed, lanes64
 from fastbn_kernels.cpu.tiles import block_bounds, rows_together, tile_bounds
 
 # ---------------------------------------------------------------- channels first
@@ -53,12 +53,12 @@ def write_tile(
 
 def empty_params(x: Array, rows: int, columns: int) -> Array:
     """Return a new array of parameters a column, in the dtype that values of x are computed in."""
-    return np.empty((rows, columns), np.float32 if x.itemsize == 2 else np.float64)
+    return np.empty((rows, columns), np.float32 if single(x) else np.float64)
 
 
 @overload(empty_params)  # type: ignore[untyped-decorator]
 def _empty_params(x: Any, rows: Any, columns: Any) -> Any:
-    dtype = np.float32 if x.dtype.bitwidth == 16 else np.float64
+    dtype = np.float64 if computed(x) is lanes64 else np.float32
 
     def implementation(x: Any, rows: Any, columns: Any) -> Any:
         return np.empty((rows, columns), dtype)

@@ -9,10 +9,9 @@ fixed tree. The same lanes are added in the same order on every processor.
 Where an operation takes a `count`, its type chooses: None stands for all lanes, an integer below LANES for the first
 few, of a masked instruction. Both are one source then, and two machine codes.
 
-Arithmetic on float32 and float64 arrays is float64, but for what `narrow` makes of the former. On float16 (bits as
-int16) and bfloat16 (bits as uint16) it is float32, which holds each of their values and rounds 13 bits or more below
-their last; long sums are float64 there too (`widen`). 16 lanes of float64 are two AVX-512 registers, four of AVX2,
-eight of SSE2 or NEON.
+Arithmetic on float32, float16 (bits as int16) and bfloat16 (bits as uint16) is float32, long sums float64 (`widen`);
+that on float64, and on float32 given as its bits (int32), is float64, but for what `narrow` makes of the latter. 16
+lanes of float32 are one AVX-512 register, two of AVX2, four of SSE2 or NEON.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ from fastbn_kernels.cpu.simd.types import (
 )  # fmt: skip
 
 OPERATIONS = (
-    "load", "param", "value", "rounded", "store", "stream", "offset_from_line",
+    "load", "param", "value", "single", "rounded", "store", "stream", "offset_from_line",
     "prefetch", "fence", "splat", "like", "keep", "add", "sub", "mul", "div", "fma", "clamp", "exp_neg_abs",
     "where_positive", "where_negative", "where_between", "narrow", "arithmetic", "widen", "total",
 )  # fmt: skip
@@ -120,6 +119,16 @@ def value(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
         return element if element.type == DOUBLE else builder.fpext(element, DOUBLE)
 
     return types.float64(array, types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def single(typing: Any, array: Any) -> tuple[Any, Codegen]:
+    """Return whether values of an array are computed in float32: a constant of every compiled function."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return ir.Constant(ir.IntType(1), computed(array) is lanes32)
+
+    return types.boolean(array), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -1,7 +1,7 @@
 """What `vector` is made of: the Numba type of a vector, the dtypes that it converts, pieces of LLVM IR.
 
-Numbers a channel come in arrays whose dtype is that of the arithmetic already; data come in any of four dtypes, two of
-them the bits of 16-bit floats as integers.
+Numbers a channel come in arrays whose dtype is that of the arithmetic already. Data come in any of five dtypes, three of
+them bits as integers: of 16-bit floats, and of float32 whose arithmetic is float64 (`precision="exact"`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
 
 # The dtypes of arrays: LLVM's element, its bytes, and the lanes that it is computed in.
 STORED = {
-    types.float32: (FLOAT, 4, lanes64),
+    types.float32: (FLOAT, 4, lanes32),
+    types.int32: (FLOAT, 4, lanes64),
     types.float64: (DOUBLE, 8, lanes64),
     types.int16: (I16, 2, lanes32),
     types.uint16: (I16, 2, lanes32),
@@ -113,7 +114,7 @@ def decode(builder: Any, vector: Any, dtype: Any) -> Any:
         return halves.half_to_float(builder, vector)
     if dtype == types.uint16:
         return halves.bfloat_to_float(builder, vector)
-    return builder.fpext(vector, DOUBLES) if dtype == types.float32 else vector
+    return builder.fpext(vector, DOUBLES) if dtype == types.int32 else vector
 
 
 def encode(builder: Any, vector: Any, dtype: Any) -> Any:
@@ -122,7 +123,7 @@ def encode(builder: Any, vector: Any, dtype: Any) -> Any:
         return halves.float_to_half(builder, vector)
     if dtype == types.uint16:
         return halves.float_to_bfloat(builder, vector)
-    return builder.fptrunc(vector, FLOATS) if dtype == types.float32 else vector
+    return builder.fptrunc(vector, FLOATS) if dtype == types.int32 else vector
 
 
 def vector_name(element: Any) -> str:
