@@ -113,6 +113,11 @@ def keep(vector: Array, count: int | None) -> Array:
     return vector if count is None else np.where(np.arange(LANES) < count, vector, vector.dtype.type(0))
 
 
+def centre(array: Array, vector: Array, minus: Array, unit: Array) -> Array:
+    """Return (vector - mean) * unit of values of an array, given minus = -mean * unit."""
+    return vector * unit + minus
+
+
 def add(a: Array, b: Array) -> Array:
     """Return a + b."""
     return a + b

@@ -1,10 +1,14 @@
 """Mean and sum of squared deviations a channel.
 
-A tile is summed in one sweep as (x - k) and (x - k)^2 in float64, where the shift k is one of its own values. That is
-as good as subtracting the mean unless the value is an outlier; should it prove to be more than 8 standard deviations
-off, the tile, still in the cache, is summed once more around its mean. So at most 6 of the 53 bits cancel, at any
-mean, and the usual tile is swept once. Tiles are merged by Chan's formula. Means travel as offsets from the channel's
-first value, which keeps the digits that a float64 mean of 1e6 standard deviations would drop.
+A tile is summed in one sweep as (x - k) and (x - k)^2, where the shift k is near its mean; should it prove too far off,
+the tile, still in the cache, is summed once more around its mean. Tiles are merged by Chan's formula. Means travel as
+offsets from the channel's first value, which keeps the digits that a float64 mean of 1e6 standard deviations would
+drop.
+
+In float64, k is a value of the tile, and too far are 8 standard deviations: at most 6 of the 53 bits cancel, at any
+mean, and the usual tile is swept once. In float32 there are 24 bits, of which not one can be spared: k is the mean of a
+few values, too far is the square root of 3, and too far are values whose squares leave the range of float32: they are
+taken in another unit.
 
 Channels first, x is (N, C, S) with S values of a channel side by side; channels last, it is (R, C).
 """
@@ -17,7 +21,9 @@ import numpy as np
 
 from fastbn_kernels.build.decorators import Array, ReadNCS, ReadRC, Saved, kernel, prange, scalar
 from fastbn_kernels.cpu.loops.segments import segments_sums
-from fastbn_kernels.cpu.simd.ops import rounded, value
+from fastbn_kernels.cpu.params import as_pair
+from fastbn_kernels.cpu.simd.ops import add, load, mul, rounded, single, splat, store, total, value, widen
+from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.sweeps import block_sums, empty_params, repeat
 from fastbn_kernels.cpu.tiles import (
     block_bounds,
@@ -28,8 +34,11 @@ from fastbn_kernels.cpu.tiles import (
     tile_bounds,
     tile_count,
 )
-from fastbn_kernels.formulas import finite_or_zero, group, merge, shift_is_off, split_mean
+from fastbn_kernels.formulas import finite_or_zero, group, merge, shift_is_off
 from fastbn_kernels.saved import M2, MEAN, MEAN_LO
+
+# Rows whose mean is the shift of a block of rows, in float32.
+SAMPLE = 8
 
 # ---------------------------------------------------------------- channels first
 
@@ -41,19 +50,21 @@ def channel_origin(x: Array, c: int) -> float:
 
 
 @scalar
-def as_pair(x: Array, origin: float, offset: float) -> tuple[float, float]:
-    """Return origin + offset as (mean, low), the mean rounded to what values of x are computed with."""
-    mean, low = split_mean(origin, offset)
-    held = rounded(x, mean)
-    return held, low + finite_or_zero(mean - held)
+def first_mean(x: Array, at: int, length: int) -> float:
+    """Return the mean of the first of `length` values, as many as a power of two and a vector have."""
+    count = 1
+    while count < LANES and 2 * count <= length:
+        count *= 2
+    return finite_or_zero(rounded(x, total(widen(load(x, at, count))) / count))
 
 
 @scalar
 def tile_shift(x: Array, c: int, tile: int) -> float:
-    """Return what the sums of a tile of channel c are taken around: its first value, if that is finite."""
+    """Return what the sums of a tile of channel c are taken around."""
     N, C, S = x.shape
-    n0, _, s0, _ = tile_bounds(tile, N, S)
-    return finite_or_zero(value(x, (n0 * C + c) * S + s0))
+    n0, _, s0, s1 = tile_bounds(tile, N, S)
+    at = (n0 * C + c) * S + s0
+    return first_mean(x, at, s1 - s0) if single(x) else finite_or_zero(value(x, at))
 
 
 @scalar
@@ -63,19 +74,48 @@ def sum_again(x: Array, share: float, total: float, squares: float) -> bool:
     Where the shift was far off, and always for float64 data: there the digits that a shift by up to 3 standard
     deviations costs, 6e-15 of the variance, are seen. Around the mean it is 5e-16.
     """
+    if single(x):
+        return 4.0 * (total * (total * share)) > 3.0 * squares
     return shift_is_off(share, total, squares) or (x.itemsize == 8 and math.isfinite(total))
 
 
 @scalar
+def unit_again(x: Array, share: float, squares: float, k: float) -> float:
+    """Return the unit that values of a tile are to be squared in, from what their squares in the unit 1 added up to.
+
+    Near zero, 2^-20 being far enough, values differ by 2^-44 at least if they differ: nothing is lost of their squares.
+    """
+    if single(x):
+        mean_square = squares * share
+        if not mean_square <= 2.0**100:
+            return 2.0**-70
+        if mean_square < 2.0**-100 and abs(k) < 2.0**-20:
+            return 2.0**100
+    return 1.0
+
+
+# How often a tile may be summed again: in float32 once for the unit, and once around the mean.
+AGAIN, AGAIN_SINGLE = 1, 2
+
+
+@scalar
 def tile_group(x: Array, c: int, tile: int, k: float, total: float, squares: float) -> tuple[float, float, float]:
-    """Return (count, mean - origin, m2) of one tile of channel c from its sums around k, taken again if k was bad."""
+    """Return (count, mean - origin, m2) of one tile of channel c from its sums around k, taken again if need be."""
     N, C, S = x.shape
     n0, n1, s0, s1 = tile_bounds(tile, N, S)
     count = np.float64((n1 - n0) * (s1 - s0))
-    if sum_again(x, 1.0 / count, total, squares):
-        k = rounded(x, k + total / count)
-        total, squares = segments_sums(None, x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, (k,), None)
-    offset, m2 = group(1.0 / count, k - channel_origin(x, c), total, squares)
+    share = 1.0 / count
+    unit = 1.0
+    for _ in range(AGAIN_SINGLE if single(x) else AGAIN):
+        wanted = unit_again(x, share, squares, k) if unit == 1.0 else unit
+        if wanted == unit and not sum_again(x, share, total, squares):
+            break
+        if math.isfinite(total):
+            k = rounded(x, k + total / count / unit)
+        unit = wanted
+        around = -k * unit, unit
+        total, squares = segments_sums(None, x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, around, None)
+    offset, m2 = group(share, k - channel_origin(x, c), total / unit, squares / (unit * unit))
     return count, offset, m2
 
 
@@ -85,7 +125,7 @@ def tile_moments(x: Array, c: int, tile: int) -> tuple[float, float, float]:
     N, C, S = x.shape
     n0, n1, s0, s1 = tile_bounds(tile, N, S)
     k = tile_shift(x, c, tile)
-    total, squares = segments_sums(None, x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, (k,), None)
+    total, squares = segments_sums(None, x, (n0 * C + c) * S + s0, C * S, n1 - n0, s1 - s0, (-k, 1.0), None)
     return tile_group(x, c, tile, k, total, squares)
 
 
@@ -133,34 +173,68 @@ def moments_channels_first(x: ReadNCS, saved: Saved) -> None:
 
 
 @scalar
+def column_means(x: Array, r0: int, r1: int, c0: int, shift: Array) -> None:
+    """Fill the shift, as its negative, with the means of a few rows of columns c0 on, evenly spread from r0 to r1."""
+    rows = 1
+    while rows < SAMPLE and 2 * rows <= r1 - r0:
+        rows *= 2
+    step = (r1 - r0) // rows * x.shape[1]
+    start = r0 * x.shape[1] + c0
+    share = splat(x, -1.0 / rows)
+    c = 0
+    while c < shift.size:
+        n = min(LANES, shift.size - c)
+        found = load(x, start + c, n)
+        for row in range(1, rows):
+            found = add(found, load(x, start + row * step + c, n))
+        store(shift, c, n, mul(found, share))
+        c += LANES
+    for c in range(shift.size):
+        shift[c] = finite_or_zero(shift[c])
+
+
+@scalar
 def block_moments(x: Array, task: int, shifts: Array, sums: Array) -> None:
     """Fill this tile's part of `sums`, (blocks, 2, wide C): the offsets of the means from row 0, and m2.
 
-    `shifts`, (blocks, 1, wide C), is workspace.
+    `shifts`, (blocks, 2, wide C), is workspace: what the columns are centred with, and the unit.
     """
     C = x.shape[1]
     block, r0, r1, c0, c1 = block_bounds(task, x.shape[0], C)
-    k = shifts[block, 0, c0:c1]
-    offset = sums[block, 0, c0:c1]
-    m2 = sums[block, 1, c0:c1]
+    minus, unit = shifts[block, 0, c0:c1], shifts[block, 1, c0:c1]
+    offset, m2 = sums[block, 0, c0:c1], sums[block, 1, c0:c1]
     channels = min(C, c1 - c0)
-    for c in range(channels):
-        k[c] = finite_or_zero(value(x, r0 * C + c0 + c))
-    repeat(k, channels)
-    block_sums(None, x, task, shifts[block], sums[block], None)
-    share = 1.0 / (r1 - r0)
-    again = False
-    for c in range(channels):
-        again |= sum_again(x, share, offset[c], m2[c])
-    if again:
+    unit[:] = 1.0
+    if single(x):
+        column_means(x, r0, r1, c0, minus[:channels])
+    else:
         for c in range(channels):
-            if sum_again(x, share, offset[c], m2[c]):
-                k[c] += offset[c] * share
-        repeat(k, channels)
+            minus[c] = -finite_or_zero(value(x, r0 * C + c0 + c))
+    repeat(minus, channels)
+    block_sums(None, x, task, shifts[block], sums[block], None)
+    count = np.float64(r1 - r0)
+    share = 1.0 / count
+    for _ in range(AGAIN_SINGLE if single(x) else AGAIN):
+        again = False
+        for c in range(channels):
+            again |= sum_again(x, share, offset[c], m2[c])
+            again |= unit[c] == 1.0 and unit_again(x, share, m2[c], minus[c]) != 1.0
+        if not again:
+            break
+        for c in range(channels):
+            k, old = -np.float64(minus[c]) / unit[c], unit[c]
+            if old == 1.0:
+                unit[c] = unit_again(x, share, m2[c], k)
+            if (sum_again(x, share, offset[c], m2[c]) or unit[c] != old) and math.isfinite(offset[c]):
+                k = rounded(x, k + offset[c] * share / old)
+            minus[c] = -k * unit[c]
+        repeat(minus, channels)
+        repeat(unit, channels)
         block_sums(None, x, task, shifts[block], sums[block], None)
     for c in range(channels):
         origin = finite_or_zero(value(x, c0 + c))
-        offset[c], m2[c] = group(share, k[c] - origin, offset[c], m2[c])
+        own = np.float64(unit[c])
+        offset[c], m2[c] = group(share, -np.float64(minus[c]) / own - origin, offset[c] / own, m2[c] / (own * own))
 
 
 @scalar
@@ -197,7 +271,7 @@ def moments_channels_last(x: ReadRC, saved: Saved) -> None:
     blocks, tasks = block_tasks(R, C)
     width = rows_together(C) * C
     sums = np.empty((blocks, 2, width))
-    shifts = empty_params(x, blocks, width).reshape((blocks, 1, width))
+    shifts = empty_params(x, 2 * blocks, width).reshape((blocks, 2, width))
     for task in prange(tasks):
         block_moments(x, task, shifts, sums)
     for task in prange(merge_tasks(C)):
