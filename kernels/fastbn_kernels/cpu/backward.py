@@ -27,6 +27,7 @@ from fastbn_kernels.build.decorators import (
     prange,
     scalar,
 )
+from fastbn_kernels.cpu.columns import fill_gradient, fill_sums, save_sums
 from fastbn_kernels.cpu.params import (
     FORWARD_ROWS,
     GRADIENT_ROWS,
@@ -36,7 +37,7 @@ from fastbn_kernels.cpu.params import (
     normalized_with,
     xhat_sum,
 )
-from fastbn_kernels.cpu.sweeps import block_sums, tile_sums, wide, write_block, write_tile
+from fastbn_kernels.cpu.sweeps import block_sums, empty_wide, repeat_rows, tile_sums, write_block, write_tile
 from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, merge_bounds, merge_tasks, tile_count
 
 # ---------------------------------------------------------------- channels first
@@ -172,28 +173,27 @@ def merge_block_sums(x: Array, task: int, slots: Array, saved: Array, sums: Arra
     for block in range(1, slots.shape[0]):
         add_rows(slots[0, 0, c0:c1], slots[block, 0, c0:c1])
         add_rows(slots[0, 1, c0:c1], slots[block, 1, c0:c1])
-    for c in range(c0, c1):
-        sums[0, c] = slots[0, 0, c]
-        sums[1, c] = xhat_sum(x, saved, c, slots[0, 0, c], slots[0, 1, c])
+    save_sums(x, saved, c0, c1, slots[0], c0, sums)
 
 
 @scalar
 def wide_gradient_params(x: Array, count: float, saved: Array, sums: Array) -> Array:
     """Return what `gradient_params` of every channel returns as params of a wide row."""
-    params = np.empty((GRADIENT_ROWS, saved.shape[1]))
-    for c in range(saved.shape[1]):
-        made = gradient_params(x, count, saved, c, sums[0, c], sums[1, c])
-        params[0, c], params[1, c], params[2, c], params[3, c], params[4, c], params[5, c], params[6, c] = made
-    return wide(x, params)
+    C = saved.shape[1]
+    params = empty_wide(x, GRADIENT_ROWS)
+    fill_gradient(x, count, saved, sums, 0, C, params, 0)
+    repeat_rows(params, C)
+    return params
 
 
 @scalar
 def wide_sums_params(x: Array, saved: Array) -> Array:
     """Return what `normalized_with` of every channel returns as params of a wide row."""
-    params = np.empty((FORWARD_ROWS, saved.shape[1]))
-    for c in range(saved.shape[1]):
-        params[0, c], params[1, c], params[2, c], params[3, c] = normalized_with(x, saved, c)
-    return wide(x, params)
+    C = saved.shape[1]
+    params = empty_wide(x, FORWARD_ROWS)
+    fill_sums(x, saved, 0, C, params, 0)
+    repeat_rows(params, C)
+    return params
 
 
 @scalar

@@ -19,8 +19,9 @@ from numba.extending import overload
 from fastbn_kernels.build import cache, interrupts
 from fastbn_kernels.build.addresses import address_of, array, call_int, words
 from fastbn_kernels.build.decorators import scalar
+from fastbn_kernels.cpu.columns import all_params
 from fastbn_kernels.cpu.large_calls import backward_by, forward_by
-from fastbn_kernels.cpu.params import all_params, as_pair
+from fastbn_kernels.cpu.params import as_pair
 from fastbn_kernels.cpu.simd.tails import RELU, RELU6, SILU
 from fastbn_kernels.cpu.small_calls import REFUSED, begin_saved
 from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, ROWS

@@ -20,9 +20,11 @@ import math
 import numpy as np
 
 from fastbn_kernels.build.decorators import Array, ReadNCS, ReadRC, Saved, kernel, prange, scalar
+from fastbn_kernels.cpu.columns import group_columns, save_moments
 from fastbn_kernels.cpu.loops.segments import segments_sums
 from fastbn_kernels.cpu.params import as_pair
-from fastbn_kernels.cpu.simd.ops import add, load, mul, rounded, single, splat, store, total, value, widen
+from fastbn_kernels.cpu.simd.channels import finite, held, put
+from fastbn_kernels.cpu.simd.ops import add, like, load, mul, rounded, single, total, value, widen
 from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.sweeps import block_sums, empty_params, repeat
 from fastbn_kernels.cpu.tiles import (
@@ -173,68 +175,66 @@ def moments_channels_first(x: ReadNCS, saved: Saved) -> None:
 
 
 @scalar
-def column_means(x: Array, r0: int, r1: int, c0: int, shift: Array) -> None:
-    """Fill the shift, as its negative, with the means of a few rows of columns c0 on, evenly spread from r0 to r1."""
+def column_means(x: Array, r0: int, r1: int, c0: int, around: Array, at: int, channels: int) -> None:
+    """Fill row 0 of `around` from column `at` on with -k of channels c0 on, and row 1 with the unit, 1.
+
+    k is the first value or, in float32, the mean of a few rows that are evenly spread from r0 to r1.
+    """
+    C = x.shape[1]
     rows = 1
-    while rows < SAMPLE and 2 * rows <= r1 - r0:
+    while single(x) and rows < SAMPLE and 2 * rows <= r1 - r0:
         rows *= 2
-    step = (r1 - r0) // rows * x.shape[1]
-    start = r0 * x.shape[1] + c0
-    share = splat(x, -1.0 / rows)
-    c = 0
-    while c < shift.size:
-        n = min(LANES, shift.size - c)
-        found = load(x, start + c, n)
+    step = (r1 - r0) // rows * C
+    for c in range(0, channels, LANES):
+        n = min(LANES, channels - c)
+        i = r0 * C + c0 + c
+        found = load(x, i, n)
         for row in range(1, rows):
-            found = add(found, load(x, start + row * step + c, n))
-        store(shift, c, n, mul(found, share))
-        c += LANES
-    for c in range(shift.size):
-        shift[c] = finite_or_zero(shift[c])
+            found = add(found, load(x, i + row * step, n))
+        k = finite(held(x, mul(widen(found), like(widen(found), 1.0 / rows))))
+        put(around, 0, at + c, n, mul(k, like(k, -1.0)))
+        put(around, 1, at + c, n, like(k, 1.0))
+
+
+@scalar
+def settled(x: Array, share: float, around: Array, at: int, channels: int, sums: Array) -> bool:
+    """Return whether sums of columns suffice as they are; otherwise change what they are to be taken around."""
+    good = True
+    for c in range(at, at + channels):
+        good &= not sum_again(x, share, sums[0, c], sums[1, c])
+        good &= around[1, c] != 1.0 or unit_again(x, share, sums[1, c], around[0, c]) == 1.0
+    if not good:
+        for c in range(at, at + channels):
+            total, old = sums[0, c], np.float64(around[1, c])
+            k, unit = -np.float64(around[0, c]) / old, old
+            if old == 1.0:
+                unit = unit_again(x, share, sums[1, c], k)
+            if (sum_again(x, share, total, sums[1, c]) or unit != old) and math.isfinite(total):
+                k = rounded(x, k + total * share / old)
+            around[0, c], around[1, c] = -k * unit, unit
+    return good
 
 
 @scalar
 def block_moments(x: Array, task: int, shifts: Array, sums: Array) -> None:
     """Fill this tile's part of `sums`, (blocks, 2, wide C): the offsets of the means from row 0, and m2.
 
-    `shifts`, (blocks, 2, wide C), is workspace: what the columns are centred with, and the unit.
+    `shifts`, (blocks, 2, wide C), is workspace.
     """
     C = x.shape[1]
     block, r0, r1, c0, c1 = block_bounds(task, x.shape[0], C)
-    minus, unit = shifts[block, 0, c0:c1], shifts[block, 1, c0:c1]
-    offset, m2 = sums[block, 0, c0:c1], sums[block, 1, c0:c1]
+    around, found = shifts[block], sums[block]
     channels = min(C, c1 - c0)
-    unit[:] = 1.0
-    if single(x):
-        column_means(x, r0, r1, c0, minus[:channels])
-    else:
-        for c in range(channels):
-            minus[c] = -finite_or_zero(value(x, r0 * C + c0 + c))
-    repeat(minus, channels)
-    block_sums(None, x, task, shifts[block], sums[block], None)
-    count = np.float64(r1 - r0)
-    share = 1.0 / count
-    for _ in range(AGAIN_SINGLE if single(x) else AGAIN):
-        again = False
-        for c in range(channels):
-            again |= sum_again(x, share, offset[c], m2[c])
-            again |= unit[c] == 1.0 and unit_again(x, share, m2[c], minus[c]) != 1.0
-        if not again:
+    share = 1.0 / (r1 - r0)
+    column_means(x, r0, r1, c0, around, c0, channels)
+    times = 1 + (AGAIN_SINGLE if single(x) else AGAIN)
+    for time in range(times):
+        repeat(around[0, c0:c1], channels)
+        repeat(around[1, c0:c1], channels)
+        block_sums(None, x, task, around, found, None)
+        if time == times - 1 or settled(x, share, around, c0, channels, found):
             break
-        for c in range(channels):
-            k, old = -np.float64(minus[c]) / unit[c], unit[c]
-            if old == 1.0:
-                unit[c] = unit_again(x, share, m2[c], k)
-            if (sum_again(x, share, offset[c], m2[c]) or unit[c] != old) and math.isfinite(offset[c]):
-                k = rounded(x, k + offset[c] * share / old)
-            minus[c] = -k * unit[c]
-        repeat(minus, channels)
-        repeat(unit, channels)
-        block_sums(None, x, task, shifts[block], sums[block], None)
-    for c in range(channels):
-        origin = finite_or_zero(value(x, c0 + c))
-        own = np.float64(unit[c])
-        offset[c], m2[c] = group(share, -np.float64(minus[c]) / own - origin, offset[c] / own, m2[c] / (own * own))
+    group_columns(x, c0, share, around, c0, c0 + channels, found)
 
 
 @scalar
@@ -248,7 +248,7 @@ def merge_rows(
 
 @scalar
 def merge_blocks(x: Array, task: int, sums: Array, saved: Array) -> None:
-    """Fill MEAN, MEAN_LO and M2 of this group of channels from the moments of all blocks; block 0 is overwritten."""
+    """Fill all moments of this group of channels, and VAR, from those of all blocks; block 0 is overwritten."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
     c0, c1 = merge_bounds(task, C)
@@ -259,9 +259,7 @@ def merge_blocks(x: Array, task: int, sums: Array, saved: Array) -> None:
         if block > 0:
             merge_rows(count, sums[0, 0, c0:c1], sums[0, 1, c0:c1], rows, sums[block, 0, c0:c1], sums[block, 1, c0:c1])
         count += rows
-    for c in range(c0, c1):
-        saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, finite_or_zero(value(x, c)), sums[0, 0, c])
-        saved[M2, c] = sums[0, 1, c]
+    save_moments(x, count, sums[0], c0, c0, c1, saved)
 
 
 @kernel

@@ -22,11 +22,12 @@ from fastbn_kernels.build.decorators import (
     prange,
     scalar,
 )
+from fastbn_kernels.cpu.columns import all_batch_params, all_params, fill_forward
 from fastbn_kernels.cpu.loops.segments import write_segment
 from fastbn_kernels.cpu.moments import block_moments, channel_moments, merge_blocks, merge_tiles, tile_moments
-from fastbn_kernels.cpu.params import all_batch_params, all_params, batch_params
+from fastbn_kernels.cpu.params import FORWARD_ROWS, batch_params
 from fastbn_kernels.cpu.simd.ops import fence
-from fastbn_kernels.cpu.sweeps import empty_params, wide, write_block, write_tile
+from fastbn_kernels.cpu.sweeps import empty_params, empty_wide, repeat_rows, write_block, write_tile
 from fastbn_kernels.cpu.tiles import (
     block_tasks,
     group_bounds,
@@ -73,7 +74,9 @@ def normalize_channels_last(
     """Normalise with given statistics to y, which may be x, tiles spread over the threads."""
     R, C = x.shape
     _, tasks = block_tasks(R, C)
-    params = wide(x, all_params(x, saved, eps))
+    params = empty_wide(x, FORWARD_ROWS)
+    fill_forward(x, saved, eps, 0, C, params, 0)
+    repeat_rows(params, C)
     for task in prange(tasks):
         write_block(None, x, tasks - 1 - task, params, y, past_cache, tail)
 
@@ -125,6 +128,8 @@ def forward_channels_last(
         block_moments(x, task, shifts, sums)
     for task in prange(merge_tasks(C)):
         merge_blocks(x, task, sums, saved)
-    params = wide(x, all_batch_params(x, saved, np.float64(R), eps))
+    params = empty_wide(x, FORWARD_ROWS)
+    fill_forward(x, saved, eps, 0, C, params, 0)
+    repeat_rows(params, C)
     for task in prange(tasks):
         write_block(None, x, tasks - 1 - task, params, y, past_cache, tail)

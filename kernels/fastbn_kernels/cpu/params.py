@@ -11,8 +11,6 @@ from arithmetic of another precision, or from others altogether.
 
 from __future__ import annotations
 
-import numpy as np
-
 from fastbn_kernels.build.decorators import Array, scalar
 from fastbn_kernels.cpu.simd.ops import rounded, single
 from fastbn_kernels.formulas import (
@@ -73,23 +71,6 @@ def batch_params(x: Array, saved: Array, c: int, count: float, eps: float) -> Fo
     saved[VAR, c] = saved[M2, c] / count
     minus, unit, scale, shift = channel_params(x, saved, c, eps)
     return minus, unit, scale, shift
-
-
-@scalar
-def all_params(x: Array, saved: Array, eps: float) -> Array:
-    """Return `channel_params` of every channel, (4, C)."""
-    params = np.empty((FORWARD_ROWS, saved.shape[1]))
-    for c in range(saved.shape[1]):
-        params[0, c], params[1, c], params[2, c], params[3, c] = channel_params(x, saved, c, eps)
-    return params
-
-
-@scalar
-def all_batch_params(x: Array, saved: Array, count: float, eps: float) -> Array:
-    """Fill VAR of every channel from its M2, of `count` values; then as `all_params`."""
-    for c in range(saved.shape[1]):
-        saved[VAR, c] = saved[M2, c] / count
-    return all_params(x, saved, eps)
 
 
 # ---------------------------------------------------------------- backward

@@ -29,13 +29,13 @@ from fastbn_kernels.cpu.backward import (
     wide_sums_params,
     write_block_gradient,
 )
+from fastbn_kernels.cpu.columns import all_params, fill_forward, save_moments, save_sums
 from fastbn_kernels.cpu.loops.segments import segments_sums, write_segment
 from fastbn_kernels.cpu.moments import block_moments, channel_moments, channel_origin, sum_again, tile_shift, unit_again
-from fastbn_kernels.cpu.params import all_params, as_pair, gradient_params, normalized_with, xhat_sum
-from fastbn_kernels.cpu.simd.ops import value
-from fastbn_kernels.cpu.sweeps import block_sums, empty_params, wide, write_block
+from fastbn_kernels.cpu.params import FORWARD_ROWS, as_pair, gradient_params, normalized_with, xhat_sum
+from fastbn_kernels.cpu.sweeps import block_sums, empty_params, empty_wide, repeat_rows, write_block
 from fastbn_kernels.cpu.tiles import block_tasks, rows_together, tile_count
-from fastbn_kernels.formulas import finite_or_zero, group, running_average
+from fastbn_kernels.formulas import group, running_average
 from fastbn_kernels.saved import BIAS, M2, MEAN, MEAN_LO, VAR, WEIGHT
 
 # What a kernel answers: an argument does not fit, and nothing was written; y was written; y was written over x.
@@ -140,11 +140,10 @@ def call_forward_channels_last(
         shifts = empty_params(x, 2, width).reshape((1, 2, width))
         for task in range(tasks):
             block_moments(x, task, shifts, sums)
-        for c in range(C):
-            saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, finite_or_zero(value(x, c)), sums[0, 0, c])
-            saved[M2, c] = sums[0, 1, c]
-            saved[VAR, c] = saved[M2, c] / R
-    params = wide(x, all_params(x, saved, eps))
+        save_moments(x, np.float64(R), sums[0], 0, 0, C, saved)
+    params = empty_wide(x, FORWARD_ROWS)
+    fill_forward(x, saved, eps, 0, C, params, 0)
+    repeat_rows(params, C)
     for task in range(tasks):
         write_block(None, x, task, params, y, False, tail)
     if training:
@@ -199,8 +198,8 @@ def call_backward_channels_last(
     sums = np.empty((2, params.shape[1]))
     for task in range(tasks):
         block_sums(dy, x, task, params, sums, tail)
+    save_sums(x, saved, 0, C, sums, 0, sums)
     for c in range(C):
-        sums[1, c] = xhat_sum(x, saved, c, sums[0, c], sums[1, c])
         dbias[c] = sums[0, c]
         dweight[c] = sums[1, c]
     written = wide_gradient_params(x, np.float64(R), saved, sums)
