@@ -19,6 +19,7 @@ class Forward:
     mean: np.ndarray
     var: np.ndarray
     invstd: np.ndarray
+    axis: int
 
 
 def others(x, axis):
@@ -53,7 +54,7 @@ def forward(x, weight=None, bias=None, *, mean=None, var=None, eps=1e-5, axis=1)
         y = y * column(weight, x, axis)
     if bias is not None:
         y = y + column(bias, x, axis)
-    return Forward(y, xhat, mean, var, invstd)
+    return Forward(y, xhat, mean, var, invstd, axis)
 
 
 def backward(dy, x, weight=None, *, mean=None, var=None, eps=1e-5, axis=1):

@@ -63,6 +63,11 @@ def value(array: Array, index: int) -> float:
     return float(decode(span(array, index, 1))[0])
 
 
+def address(array: Array) -> int:
+    """Return where an array begins."""
+    return array.ctypes.data
+
+
 def single(array: Array) -> bool:
     """Return whether values of an array are computed in float32."""
     return array.dtype not in (np.float64, np.int32)

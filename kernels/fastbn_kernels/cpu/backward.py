@@ -103,7 +103,7 @@ def sums_channels_first(dy: ReadNCS, x: ReadNCS, saved: Saved, sums: Sums, tail:
     N, C, S = x.shape
     tiles = tile_count(N, S)
     slots = np.empty((C * tiles, 2))
-    for task in prange(C * tiles):
+    for task in prange(0, C * tiles):
         c = task // tiles
         slots[task, 0], slots[task, 1] = tile_sums(dy, x, c, task % tiles, normalized_with(x, saved, c), tail)
     for c in range(C):
@@ -118,7 +118,7 @@ def gradient_channels_first(
     """Write dx, which may be dy or x, from sums over `count` values, tiles of channels spread over the threads."""
     N, C, S = x.shape
     tiles = tile_count(N, S)
-    for i in prange(C * tiles):
+    for i in prange(0, C * tiles):
         task = C * tiles - 1 - i
         c = task // tiles
         params = gradient_params(x, count, saved, c, sums[0, c], sums[1, c])
@@ -131,7 +131,7 @@ def backward_channels_first(
     tail: Tail,
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, and the sums, whole channels spread over the threads: each is read once."""
-    for c in prange(x.shape[1]):
+    for c in prange(0, x.shape[1]):
         sums[0, c], sums[1, c] = channel_gradient(dy, x, c, saved, c, frozen, dx, past_cache, tail)
 
 
@@ -144,12 +144,12 @@ def backward_tiles(
     N, C, S = x.shape
     tiles = tile_count(N, S)
     slots = np.empty((C * tiles, 2))
-    for task in prange(C * tiles):
+    for task in prange(0, C * tiles):
         c = task // tiles
         slots[task, 0], slots[task, 1] = tile_sums(dy, x, c, task % tiles, normalized_with(x, saved, c), tail)
     for c in range(C):
         merge_tile_sums(x, c, saved, slots, sums)
-    for i in prange(C * tiles):
+    for i in prange(0, C * tiles):
         task = C * tiles - 1 - i
         c = task // tiles
         params = gradient_params(x, np.float64(N * S), saved, c, sums[0, c], sums[1, c])
@@ -216,9 +216,9 @@ def sums_channels_last(dy: ReadRC, x: ReadRC, saved: Saved, sums: Sums, tail: Ta
     blocks, tasks = block_tasks(R, C)
     params = wide_sums_params(x, saved)
     slots = np.empty((blocks, 2, params.shape[1]))
-    for task in prange(tasks):
+    for task in prange(0, tasks):
         block_sums(dy, x, task, params, slots[block_bounds(task, R, C)[0]], tail)
-    for task in prange(merge_tasks(C)):
+    for task in prange(0, merge_tasks(C)):
         merge_block_sums(x, task, slots, saved, sums)
 
 
@@ -231,7 +231,7 @@ def gradient_channels_last(
     R, C = x.shape
     _, tasks = block_tasks(R, C)
     params = wide_gradient_params(x, count, saved, sums)
-    for task in prange(tasks):
+    for task in prange(0, tasks):
         write_block_gradient(dy, x, tasks - 1 - task, params, frozen, dx, past_cache, tail)
 
 
@@ -245,10 +245,10 @@ def backward_channels_last(
     blocks, tasks = block_tasks(R, C)
     params = wide_sums_params(x, saved)
     slots = np.empty((blocks, 2, params.shape[1]))
-    for task in prange(tasks):
+    for task in prange(0, tasks):
         block_sums(dy, x, task, params, slots[block_bounds(task, R, C)[0]], tail)
-    for task in prange(merge_tasks(C)):
+    for task in prange(0, merge_tasks(C)):
         merge_block_sums(x, task, slots, saved, sums)
     written = wide_gradient_params(x, np.float64(R), saved, sums)
-    for task in prange(tasks):
+    for task in prange(0, tasks):
         write_block_gradient(dy, x, tasks - 1 - task, written, frozen, dx, past_cache, tail)

@@ -50,7 +50,7 @@ def group_moments(x: Array, c0: int, c1: int, saved: Array) -> None:
 def forward_columns(x: ReadRC, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteRC, tail: Tail) -> None:
     """Normalise with the batch's own statistics to y, which may be x, groups of columns spread over the threads."""
     R, C = x.shape
-    for task in prange(groups):
+    for task in prange(0, groups):
         c0, c1 = column_bounds(task, groups, C)
         group_moments(x, c0, c1, saved)
         params = empty_params(x, FORWARD_ROWS, c1 - c0)
@@ -65,7 +65,7 @@ def backward_columns(
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, and the sums, groups of columns spread over the threads."""
     R, C = x.shape
-    for task in prange(groups):
+    for task in prange(0, groups):
         c0, c1 = column_bounds(task, groups, C)
         width = c1 - c0
         params = empty_params(x, GRADIENT_ROWS, width)

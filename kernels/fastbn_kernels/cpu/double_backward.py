@@ -116,7 +116,7 @@ def double_backward_channels_first(
     """Write ddy, dx and dweight, whole channels spread over the threads: each is read from memory once."""
     N, C, S = x.shape
     tiles = tile_count(N, S)
-    for k in prange(C):
+    for k in prange(0, C):
         s0, s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0, 0.0
         for tile in range(tiles):
             p0, p1, p2, p3, p4 = tile_second_sums(v, g, x, k, tile, saved[MEAN, k])
@@ -136,7 +136,7 @@ def double_backward_tiles(
     tiles = tile_count(N, S)
     slots = np.empty((C * tiles, SECOND_SUMS))
     made = np.empty((C, SECOND_PARAMS))
-    for task in prange(C * tiles):
+    for task in prange(0, C * tiles):
         k = task // tiles
         sums = tile_second_sums(v, g, x, k, task % tiles, saved[MEAN, k])
         slots[task, 0], slots[task, 1], slots[task, 2], slots[task, 3], slots[task, 4] = sums
@@ -147,7 +147,7 @@ def double_backward_tiles(
             s3, s4 = s3 + slots[task, 3], s4 + slots[task, 4]
         params, dweight[k] = second_params(np.float64(N * S), saved, k, ddweight[k], ddbias[k], (s0, s1, s2, s3, s4))
         made[k, 0], made[k, 1], made[k, 2], made[k, 3], made[k, 4], made[k, 5], made[k, 6] = params
-    for i in prange(C * tiles):
+    for i in prange(0, C * tiles):
         task = C * tiles - 1 - i
         k = task // tiles
         given = made[k, 0], made[k, 1], made[k, 2], made[k, 3], made[k, 4], made[k, 5], made[k, 6]
@@ -220,10 +220,10 @@ def double_backward_channels_last(
     mean = wide(x, saved[MEAN : MEAN + 1])
     slots = np.empty((blocks, SECOND_SUMS, mean.shape[1]))
     made = np.empty((SECOND_PARAMS, C))
-    for task in prange(tasks):
+    for task in prange(0, tasks):
         block_second_sums(v, g, x, task, mean, slots)
-    for task in prange(merge_tasks(C)):
+    for task in prange(0, merge_tasks(C)):
         merge_second_sums(task, np.float64(R), slots, saved, ddweight, ddbias, made, dweight)
     params = wide(x, made)
-    for i in prange(tasks):
+    for i in prange(0, tasks):
         write_second_block(v, g, x, tasks - 1 - i, params, ddy, dx)

@@ -34,7 +34,8 @@ from fastbn_kernels.build.decorators import Array, scalar
 from fastbn_kernels.cpu import backward, normalize
 from fastbn_kernels.cpu.moments import channel_moments
 from fastbn_kernels.cpu.params import unit_for
-from fastbn_kernels.cpu.small_calls import disjoint
+from fastbn_kernels.cpu.simd.ops import address
+from fastbn_kernels.cpu.small_calls import apart
 from fastbn_kernels.cpu.sweeps import write_tile
 from fastbn_kernels.cpu.tiles import tile_count
 from fastbn_kernels.formulas import coefficients, finite_or_zero
@@ -90,7 +91,7 @@ def _compile_time_check(read: Any, written: Any, numbers: Any) -> Any:
 @scalar
 def same_or_disjoint(a: Array, b: Array) -> bool:
     """Return whether two arrays are the same memory, or share none."""
-    return a.ctypes.data == b.ctypes.data or disjoint(a, b)
+    return address(a) == address(b) or apart(address(a), a.size * a.itemsize, address(b), b.size * b.itemsize)
 
 
 @scalar

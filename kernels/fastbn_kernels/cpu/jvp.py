@@ -51,7 +51,7 @@ def jvp_channels_first(
     """Write ty, whole channels spread over the threads: each is read from memory once."""
     N, C, S = x.shape
     tiles = tile_count(N, S)
-    for k in prange(C):
+    for k in prange(0, C):
         total, product = 0.0, 0.0
         if not frozen:
             total, product = channel_sums(tx, x, k, normalized_with(x, saved, k), None)
@@ -71,12 +71,12 @@ def jvp_tiles(
     sums = np.zeros((2, C))
     if not frozen:
         slots = np.empty((C * tiles, 2))
-        for task in prange(C * tiles):
+        for task in prange(0, C * tiles):
             k = task // tiles
             slots[task, 0], slots[task, 1] = tile_sums(tx, x, k, task % tiles, normalized_with(x, saved, k), None)
         for k in range(C):
             merge_tile_sums(x, k, saved, slots, sums)
-    for i in prange(C * tiles):
+    for i in prange(0, C * tiles):
         task = C * tiles - 1 - i
         k = task // tiles
         params = tangent_params(x, np.float64(N * S), saved, k, tweight[k], tbias[k], sums[0, k], sums[1, k])
@@ -94,14 +94,14 @@ def jvp_channels_last(
     if not frozen:
         given = wide_sums_params(x, saved)
         slots = np.empty((blocks, 2, given.shape[1]))
-        for task in prange(tasks):
+        for task in prange(0, tasks):
             block_sums(tx, x, task, given, slots[block_bounds(task, R, C)[0]], None)
-        for task in prange(merge_tasks(C)):
+        for task in prange(0, merge_tasks(C)):
             merge_block_sums(x, task, slots, saved, sums)
     params = np.empty((GRADIENT_ROWS, C))
     for k in range(C):
         made = tangent_params(x, np.float64(R), saved, k, tweight[k], tbias[k], sums[0, k], sums[1, k])
         params[0, k], params[1, k], params[2, k], params[3, k], params[4, k], params[5, k], params[6, k] = made
     wide_params = wide(x, params)
-    for task in prange(tasks):
+    for task in prange(0, tasks):
         write_block(tx, x, tasks - 1 - task, wide_params, ty, past_cache, None)

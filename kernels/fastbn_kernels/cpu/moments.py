@@ -165,7 +165,7 @@ def moments_channels_first(x: ReadNCS, saved: Saved) -> None:
     N, C, S = x.shape
     tiles = tile_count(N, S)
     slots = np.empty((C * tiles, 3))
-    for task in prange(C * tiles):
+    for task in prange(0, C * tiles):
         slots[task, 0], slots[task, 1], slots[task, 2] = tile_moments(x, task // tiles, task % tiles)
     for c in range(C):
         merge_tiles(x, c, slots, saved)
@@ -206,9 +206,8 @@ def settled(x: Array, share: float, around: Array, at: int, channels: int, sums:
     if not good:
         for c in range(at, at + channels):
             total, old = sums[0, c], np.float64(around[1, c])
-            k, unit = -np.float64(around[0, c]) / old, old
-            if old == 1.0:
-                unit = unit_again(x, share, sums[1, c], k)
+            k = -np.float64(around[0, c]) / old
+            unit = unit_again(x, share, sums[1, c], k) if old == 1.0 else old
             if (sum_again(x, share, total, sums[1, c]) or unit != old) and math.isfinite(total):
                 k = rounded(x, k + total * share / old)
             around[0, c], around[1, c] = -k * unit, unit
@@ -270,7 +269,7 @@ def moments_channels_last(x: ReadRC, saved: Saved) -> None:
     width = rows_together(C) * C
     sums = np.empty((blocks, 2, width))
     shifts = empty_params(x, 2 * blocks, width).reshape((blocks, 2, width))
-    for task in prange(tasks):
+    for task in prange(0, tasks):
         block_moments(x, task, shifts, sums)
-    for task in prange(merge_tasks(C)):
+    for task in prange(0, merge_tasks(C)):
         merge_blocks(x, task, sums, saved)

@@ -63,7 +63,7 @@ def normalize_channels_first(
     """Normalise with given statistics to y, which may be x, stretches of memory spread over the threads."""
     params = all_params(x, saved, eps)
     tasks = stretch_tasks(x)
-    for task in prange(tasks):
+    for task in prange(0, tasks):
         normalize_stretch(x, tasks - 1 - task, params, y, past_cache, tail)
 
 
@@ -77,7 +77,7 @@ def normalize_channels_last(
     params = empty_wide(x, FORWARD_ROWS)
     fill_forward(x, saved, eps, 0, C, params, 0)
     repeat_rows(params, C)
-    for task in prange(tasks):
+    for task in prange(0, tasks):
         write_block(None, x, tasks - 1 - task, params, y, past_cache, tail)
 
 
@@ -88,7 +88,7 @@ def forward_channels_first(
     """Normalise with the batch's own statistics to y, which may be x, whole channels spread over the threads."""
     N, C, S = x.shape
     tiles = tile_count(N, S)
-    for c in prange(C):
+    for c in prange(0, C):
         saved[MEAN, c], saved[MEAN_LO, c], saved[M2, c] = channel_moments(x, c)
         params = batch_params(x, saved, c, np.float64(N * S), eps)
         for tile in range(tiles):
@@ -104,13 +104,13 @@ def forward_tiles(x: ReadNCS, saved: Saved, eps: float, past_cache: bool, groups
     N, C, S = x.shape
     tiles = tile_count(N, S)
     slots = np.empty((C * tiles, 3))
-    for task in prange(C * tiles):
+    for task in prange(0, C * tiles):
         slots[task, 0], slots[task, 1], slots[task, 2] = tile_moments(x, task // tiles, task % tiles)
     for c in range(C):
         merge_tiles(x, c, slots, saved)
     params = all_batch_params(x, saved, np.float64(N * S), eps)
     tasks = stretch_tasks(x)
-    for task in prange(tasks):
+    for task in prange(0, tasks):
         normalize_stretch(x, tasks - 1 - task, params, y, past_cache, tail)
 
 
@@ -124,12 +124,12 @@ def forward_channels_last(
     width = rows_together(C) * C
     sums = np.empty((blocks, 2, width))
     shifts = empty_params(x, 2 * blocks, width).reshape((blocks, 2, width))
-    for task in prange(tasks):
+    for task in prange(0, tasks):
         block_moments(x, task, shifts, sums)
-    for task in prange(merge_tasks(C)):
+    for task in prange(0, merge_tasks(C)):
         merge_blocks(x, task, sums, saved)
     params = empty_wide(x, FORWARD_ROWS)
     fill_forward(x, saved, eps, 0, C, params, 0)
     repeat_rows(params, C)
-    for task in prange(tasks):
+    for task in prange(0, tasks):
         write_block(None, x, tasks - 1 - task, params, y, past_cache, tail)

@@ -113,7 +113,7 @@ def forward_overlapped(
     """
     N, C, S = x.shape
     tiles = tile_count(N, S)
-    for task in prange(groups):
+    for task in prange(0, groups):
         c0, c1 = group_bounds(task, groups, C)
         saved[MEAN, c0], saved[MEAN_LO, c0], saved[M2, c0] = channel_moments(x, c0)
         for c in range(c0, c1):
@@ -155,7 +155,7 @@ def backward_overlapped(
     """
     N, C, S = x.shape
     tiles = tile_count(N, S)
-    for task in prange(groups):
+    for task in prange(0, groups):
         c0, c1 = group_bounds(task, groups, C)
         if frozen:
             for c in range(c0, c1):

@@ -118,7 +118,7 @@ def forward_short_segments(
 ) -> None:
     """Normalise with the batch's own statistics to y, which may be x, groups of channels spread over the threads."""
     N, C, S = x.shape
-    for task in prange(groups):
+    for task in prange(0, groups):
         c0, c1 = group_bounds(task, groups, C)
         group_moments(x, c0, c1, saved)
         for c in range(c0, c1):
@@ -131,7 +131,7 @@ def normalize_short_segments(
     x: ReadNCS, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteNCS, tail: Tail
 ) -> None:
     """Normalise with given statistics to y, which may be x, groups of channels spread over the threads."""
-    for task in prange(groups):
+    for task in prange(0, groups):
         c0, c1 = group_bounds(task, groups, x.shape[1])
         group_normalize(x, c0, c1, saved, eps, y, past_cache, tail)
 
@@ -144,7 +144,7 @@ def backward_short_segments(
     """Write dx, which may be dy or x, and the sums, groups of channels spread over the threads."""
     N, C, S = x.shape
     count = np.float64(N * S)
-    for task in prange(groups):
+    for task in prange(0, groups):
         c0, c1 = group_bounds(task, groups, C)
         width = (c1 - c0) * S
         params = empty_params(x, GRADIENT_ROWS, width + LANES)

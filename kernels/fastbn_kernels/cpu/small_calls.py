@@ -33,6 +33,7 @@ from fastbn_kernels.cpu.columns import all_params, fill_forward, save_moments, s
 from fastbn_kernels.cpu.loops.segments import segments_sums, write_segment
 from fastbn_kernels.cpu.moments import block_moments, channel_moments, channel_origin, sum_again, tile_shift, unit_again
 from fastbn_kernels.cpu.params import FORWARD_ROWS, as_pair, gradient_params, normalized_with, xhat_sum
+from fastbn_kernels.cpu.simd.ops import address
 from fastbn_kernels.cpu.sweeps import block_sums, empty_params, empty_wide, repeat_rows, write_block
 from fastbn_kernels.cpu.tiles import block_tasks, rows_together, tile_count
 from fastbn_kernels.formulas import group, running_average
@@ -43,17 +44,15 @@ REFUSED, DONE, OVER_X = range(3)
 
 
 @scalar
-def disjoint(a: Array, b: Array) -> bool:
-    """Return whether two contiguous arrays share no memory."""
-    a0, b0 = a.ctypes.data, b.ctypes.data
-    a1, b1 = a0 + a.size * a.itemsize, b0 + b.size * b.itemsize
-    return a.size == 0 or b.size == 0 or a1 <= b0 or b1 <= a0
+def apart(a: int, a_bytes: int, b: int, b_bytes: int) -> bool:
+    """Return whether two stretches of memory, given by address and size, share nothing."""
+    return a_bytes == 0 or b_bytes == 0 or a + a_bytes <= b or b + b_bytes <= a
 
 
 @scalar
 def answer(x: Array, y: Array) -> int:
     """Return what a kernel answers that wrote y."""
-    return OVER_X if x.ctypes.data == y.ctypes.data else DONE
+    return OVER_X if address(x) == address(y) else DONE
 
 
 @scalar
@@ -71,24 +70,32 @@ def forward_fits(
         return False
     if not training and running_mean.size != C:
         return False
-    if x.size != y.size or not (x.ctypes.data == y.ctypes.data or disjoint(x, y)):
+    at_x, at_y, data = address(x), address(y), x.size * x.itemsize
+    if x.size != y.size or not (at_x == at_y or apart(at_x, data, at_y, data)):
         return False
-    for written in (running_mean, running_var):
-        if not (
-            disjoint(written, x) and disjoint(written, y) and disjoint(written, weight) and disjoint(written, bias)
-        ):
+    at_weight, at_bias, size = address(weight), address(bias), weight.itemsize
+    for at, values in ((address(running_mean), running_mean.size), (address(running_var), running_var.size)):
+        own = values * size
+        if not (apart(at, own, at_x, data) and apart(at, own, at_y, data)):
             return False
-    return disjoint(running_mean, running_var) and disjoint(y, weight) and disjoint(y, bias)
+        if not (apart(at, own, at_weight, weight.size * size) and apart(at, own, at_bias, bias.size * size)):
+            return False
+    statistics = running_mean.size * size
+    return (
+        apart(address(running_mean), statistics, address(running_var), statistics)
+        and apart(at_y, data, at_weight, weight.size * size)
+        and apart(at_y, data, at_bias, bias.size * size)
+    )
 
 
 @scalar
 def backward_fits(dy: Array, x: Array, dx: Array) -> bool:
     """Return whether dx is dy, or x, or shares no memory with either."""
-    return (
-        dy.size == x.size
-        and dx.size == x.size
-        and (dx.ctypes.data == dy.ctypes.data or disjoint(dx, dy))
-        and (dx.ctypes.data == x.ctypes.data or disjoint(dx, x))
+    if dy.size != x.size or dx.size != x.size:
+        return False
+    at, size = address(dx), x.size * x.itemsize
+    return (at == address(dy) or apart(at, size, address(dy), size)) and (
+        at == address(x) or apart(at, size, address(x), size)
     )
 
 

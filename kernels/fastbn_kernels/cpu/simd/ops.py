@@ -50,7 +50,7 @@ from fastbn_kernels.cpu.simd.types import (
 )  # fmt: skip
 
 OPERATIONS = (
-    "load", "param", "value", "single", "rounded", "store", "stream", "offset_from_line",
+    "load", "param", "value", "address", "single", "rounded", "store", "stream", "offset_from_line",
     "prefetch", "fence", "splat", "like", "keep", "centre", "add", "sub", "mul", "div", "fma", "clamp", "exp_neg_abs",
     "where_positive", "where_negative", "where_between", "narrow", "arithmetic", "widen", "total",
 )  # fmt: skip
@@ -119,6 +119,17 @@ def value(typing: Any, array: Any, index: Any) -> tuple[Any, Codegen]:
         return element if element.type == DOUBLE else builder.fpext(element, DOUBLE)
 
     return types.float64(array, types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def address(typing: Any, array: Any) -> tuple[Any, Codegen]:
+    """Return where an array begins; `array.ctypes.data` is the same, and 16 functions more to compile."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.ptrtoint(data, context.get_value_type(types.intp))
+
+    return types.intp(array), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]
