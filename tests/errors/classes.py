@@ -134,6 +134,7 @@ EXPLAIN = [
     ("FASTBN_DEVICE", "an unknown name", ValueError, {"environment": "gpu"}),
 ]
 
+
 def first_call(x, environment=""):
     """The first call of a process with FASTBN_PRECISION in its environment."""
     try:
