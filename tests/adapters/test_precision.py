@@ -1,7 +1,12 @@
 """What hosts call has the precision of the process, and the bits of fastbn's functions in it."""
 
+import importlib
+
+import numpy as np
 import pytest
 
+import fastbn
+from grid import draw
 from processes import run
 
 pytestmark = pytest.mark.frameworks
@@ -74,6 +79,32 @@ def test_torchs_own_operators_and_what_follows():
 def test_jax(shape):
     pytest.importorskip("jax", reason="JAX is not installed; make test-all installs it")
     exactly(JAX, shape)
+
+
+def by_thinc(batch_norm, x, precision):
+    model = batch_norm(x.shape[1], precision=precision)
+    model.initialize()
+    return model(x, True)[0]
+
+
+HOSTS = {
+    "autograd": ("batch_norm", lambda batch_norm, x, precision: batch_norm(x, precision=precision)),
+    "mygrad": ("batch_norm", lambda batch_norm, x, precision: batch_norm(x, precision=precision).data),
+    "jax": ("batch_norm", lambda batch_norm, x, precision: batch_norm(x, precision=precision)[0]),
+    "thinc": ("BatchNorm", by_thinc),
+}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_functions_pass_it_on(rng, host):
+    pytest.importorskip(host, reason=f"{host} is not installed; make test-all installs it")
+    name, call = HOSTS[host]
+    function = getattr(importlib.import_module(f"fastbn.adapters.{host}"), name)
+    x = draw(rng, (32, 6), np.float32, mean=3)
+    for precision in (None, "fast", "exact"):
+        np.testing.assert_array_equal(call(function, x, precision), fastbn.batch_norm(x, precision=precision)[0])
+    with pytest.raises(ValueError, match="precision: expected None, 'fast' or 'exact', got 'double'"):
+        call(function, x, "double")
 
 
 def test_an_unknown_name_is_an_error_of_python():
