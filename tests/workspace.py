@@ -3,6 +3,7 @@
 import numpy as np
 
 from fastbn.backends.cpu import plan
+from fastbn.backends.cpu.launch import as_bits
 from fastbn_kernels.build import threads
 from fastbn_kernels.cpu import tiles
 from fastbn_kernels.cpu.simd.ops import LANES
@@ -14,7 +15,7 @@ def shape_and_plan(x, axis):
     """Return (N, C, S) of a contiguous array and the plan that it gets."""
     shape = int(np.prod(x.shape[:axis])), x.shape[axis], int(np.prod(x.shape[axis + 1 :]))
     count = threads.count() if x.size >= plan.PARALLEL_FROM else 1
-    return shape, plan.make(*shape, x.itemsize, count), count
+    return shape, plan.make(*shape, as_bits(x).dtype.char, count), count
 
 
 def bound(what, x, axis):

@@ -88,6 +88,11 @@ def coefficients(low: float, var: float, weight: float, bias: float, eps: float)
     return scale, bias - low * scale, invstd
 
 
+# The units, and what a mean times one may be at most.
+STEPS = 2.0**32, 2.0**64, 2.0**96
+MOST = 2.0**120
+
+
 @scalar
 def unit_of(mean: float, invstd: float) -> float:
     """Return a power of two that brings x - mean, invstd times which is some 1, to between 2^-17 and 2^17.
@@ -96,10 +101,10 @@ def unit_of(mean: float, invstd: float) -> float:
     a unit above 1, or one that is normalised with the statistics of others.
     """
     unit = 1.0
-    for step in (2.0**32, 2.0**64, 2.0**96):  # unrolled, and without a branch
+    for step in STEPS:  # unrolled, and without a branch
         unit = step if invstd > step * 2.0**-16 else unit
         unit = 1.0 / step if invstd < 2.0**16 / step else unit
-    return 1.0 if abs(mean) * unit > 2.0**120 else unit
+    return 1.0 if abs(mean) * unit > MOST else unit
 
 
 @scalar

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastbn_kernels.build.decorators import Array
+from fastbn_kernels.formulas import unit_of
 
 LANES = 16
 
@@ -113,6 +114,11 @@ def keep(vector: Array, count: int | None) -> Array:
     return vector if count is None else np.where(np.arange(LANES) < count, vector, vector.dtype.type(0))
 
 
+def centre(array: Array, vector: Array, minus: Array, unit: Array) -> Array:
+    """Return (vector - mean) * unit of values of an array, given minus = -mean * unit."""
+    return vector * unit + minus
+
+
 def add(a: Array, b: Array) -> Array:
     """Return a + b."""
     return a + b
@@ -178,6 +184,37 @@ def where_between(a: Array, low: float, high: float, b: Array) -> Array:
 def widen(vector: Array) -> Array:
     """Return a vector as float64."""
     return vector.astype(np.float64)
+
+
+def put(array: Array, row: int, index: int, count: int, vector: Array) -> None:
+    """Write `count` numbers to array[row, index : index + count], rounded to its dtype."""
+    assert 0 <= index <= index + count <= array.shape[1]
+    with np.errstate(over="ignore"):
+        array[row, index : index + count] = vector[:count]
+
+
+def sqrt(a: Array) -> Array:
+    """Return the square root."""
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(a)
+
+
+def finite(a: Array) -> Array:
+    """Return a where it is finite, else zero."""
+    return np.where(np.isfinite(a), a, 0.0)
+
+
+def held(array: Array, a: Array) -> Array:
+    """Return numbers as the arithmetic on an array holds them."""
+    with np.errstate(over="ignore"):
+        return a.astype(np.float32).astype(np.float64) if single(array) else a
+
+
+def unit_by(array: Array, mean: Array, invstd: Array) -> Array:
+    """Return `formulas.unit_of` of values of an array, or 1 where they are computed in float64."""
+    if not single(array):
+        return np.ones(LANES)
+    return np.array([unit_of(*pair) for pair in zip(mean, invstd, strict=True)])
 
 
 def total(vector: Array) -> float:

@@ -42,9 +42,9 @@ def takes(dtype: str, parameters: set[str | None]) -> bool:
     return ready and parameters <= {parameter_dtype(dtype), None} and jax.default_backend() == "cpu"
 
 
-def _plan(shape: tuple[int, int, int], itemsize: int) -> plan.Plan:
+def _plan(shape: tuple[int, int, int], dtype: str) -> plan.Plan:
     """Return the plan of a tensor."""
-    return plan.make(*shape, itemsize, threads.count() if math.prod(shape) >= plan.PARALLEL_FROM else 1)
+    return plan.make(*shape, LIKE[dtype].dtype.char, threads.count() if math.prod(shape) >= plan.PARALLEL_FROM else 1)
 
 
 def _register(name: str, body: Any, step: int, kernel: int, itemsize: int) -> None:
@@ -82,7 +82,7 @@ class Target(NamedTuple):
 def forward(shape: tuple[int, int, int], dtype: str, precision: str, train: bool) -> Target:
     """Return what takes a forward pass of data (N, C, S): the kernel that the plan names."""
     dtype = seen_as(dtype, precision)
-    own = _plan(shape, LIKE[dtype].dtype.itemsize)
+    own = _plan(shape, dtype)
     if own.call_forward is not None:
         name = _known("whole_forward", dtype, own, own.call_forward)
     else:
@@ -93,7 +93,7 @@ def forward(shape: tuple[int, int, int], dtype: str, precision: str, train: bool
 def backward(shape: tuple[int, int, int], dtype: str, precision: str) -> Target:
     """Return what takes a backward pass of data (N, C, S): the kernel that the plan names."""
     dtype = seen_as(dtype, precision)
-    own = _plan(shape, LIKE[dtype].dtype.itemsize)
+    own = _plan(shape, dtype)
     if own.call_backward is not None:
         name = _known("whole_backward", dtype, own, own.call_backward)
     else:
@@ -106,7 +106,7 @@ def _known(step: str, dtype: str, own: plan.Plan, kernel_name: str) -> str:
     name = f"fastbn_{kernel_name}_{dtype}"
     with _lock, interrupts.held_back():  # XLA must not know what is not kept, nor be told twice
         if name not in _handlers:
-            at = flat_calls.step(step, dtype, own.family == "channels_last")
+            at = flat_calls.step(step, dtype, own.in_rows)
             function = address_of(kernel(kernel_name).get(LIKE[dtype].dtype, own.parallel))
             body = calls.forward if step.endswith("forward") else calls.backward
             _register(name, body, at, function, np.dtype(parameter_dtype(dtype)).itemsize)

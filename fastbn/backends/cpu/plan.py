@@ -9,9 +9,16 @@ import functools
 import os
 from dataclasses import dataclass
 
+import numpy as np
+
 # Values from which a parallel kernel is launched. One thread takes about 0.25 ns a value; waking the others takes
 # 2 to 10 us.
 PARALLEL_FROM = 32768
+
+# Rows of channels are taken a group of columns at a time, from the first row to the last (`column_groups.py`), if there
+# are at most so many, and so many channels at least: in float32; in float64 sums stay as they were.
+COLUMN_ROWS = 1024
+COLUMN_CHANNELS = 256
 
 # Channels are taken in groups, as rows of their values (`short_segments.py`), if a segment, the values of a channel
 # side by side, has at most so many and there are at least so many rows, channels and columns. Fewer rows do not pay for
@@ -19,6 +26,7 @@ PARALLEL_FROM = 32768
 # themselves (32 x 128 x 28 x 28: 27 against 32); fewer channels do not keep 16 threads busy. The threads must not
 # decide: sums are added up in another order.
 SHORT_SEGMENT = 256
+SHORT_SEGMENT_SINGLE = 32
 SHORT_ROWS = 16
 SHORT_CHANNELS = 16
 SHORT_COLUMNS = 512
@@ -52,14 +60,18 @@ LAST_LEVEL_CACHE = _last_level_cache()
 OPERATIONS = "moments", "forward", "normalize", "sums", "gradient", "backward", "jvp", "double_backward"
 
 # The families of kernels, and the operations that a family has kernels of its own for; the others it leaves to those of
-# `channels_first`.
+# `channels_first`, or `channels_last` if its kernels take rows.
 FAMILIES = {
     "channels_first": OPERATIONS,
     "channels_last": OPERATIONS,
     "short_segments": ("forward", "normalize", "backward"),
+    "columns": ("forward", "backward"),
     "overlapped": ("forward", "backward"),
     "tiles": ("forward", "backward", "jvp", "double_backward"),
 }
+
+
+IN_ROWS = "channels_last", "columns"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +80,11 @@ class Plan:
 
     Attributes
     ----------
-    family : {"channels_first", "channels_last", "short_segments", "overlapped", "tiles"}
+    family : {"channels_first", "channels_last", "columns", "short_segments", "overlapped", "tiles"}
         How the tensor is cut. Whole channels, each summed and normalised from the cache of one thread; rows of
-        all channels, S is 1; groups of channels with short segments; whole channels, one written while the next is
-        summed; tiles of channels, where there are fewer channels than keep the threads busy: x is read from memory
-        twice.
+        all channels, S is 1; columns of few rows; groups of channels with short segments; whole channels, one written
+        while the next is summed; tiles of channels, where there are fewer channels than keep the threads busy: x is
+        read from memory twice.
     moments, forward, normalize, sums, gradient, backward, jvp, double_backward : str
         The names of the kernels, which `fastbn_kernels.cpu.kernel` knows.
     call_forward, call_backward : str or None
@@ -82,7 +94,7 @@ class Plan:
     past_cache : tuple of 2 bool
         Whether results are written past the cache: forward, backward.
     groups : int
-        In how many groups threads take the channels, for the families "short_segments" and "overlapped".
+        In how many groups threads take the channels, for "columns", "short_segments" and "overlapped".
     """
 
     family: str
@@ -100,16 +112,20 @@ class Plan:
     past_cache: tuple[bool, bool]
     groups: int
 
+    @property
+    def in_rows(self) -> bool:
+        """Whether kernels take x as (N, C): S is 1."""
+        return self.family in IN_ROWS
+
 
 def of_family(family: str, small: bool, parallel: bool, past_cache: tuple[bool, bool], groups: int) -> Plan:
     """Return the plan whose kernels are those of a family."""
-    names = {}
+    names, order = {}, "channels_last" if family in IN_ROWS else "channels_first"
     for operation in OPERATIONS:
         own = operation in FAMILIES[family]
         if family == "overlapped" and own:  # what goes through the cache is not worth overlapping
             own = past_cache[0 if operation == "forward" else 1]
-        names[operation] = f"{operation}_{family if own else 'channels_first'}"
-    order = "channels_last" if family == "channels_last" else "channels_first"
+        names[operation] = f"{operation}_{family if own else order}"
     calls = (f"call_forward_{order}", f"call_backward_{order}") if small else (None, None)
     return Plan(family, **names, call_forward=calls[0], call_backward=calls[1], parallel=parallel,
                 past_cache=past_cache, groups=groups)  # fmt: skip
@@ -132,26 +148,37 @@ def kernels() -> list[str]:
 PAST_CACHE = 1.5, 1.0
 
 
+# Values of a dtype, as kernels see it, that are computed in float64.
+WIDE = "di"
+
+
 @functools.lru_cache(maxsize=4096)
-def make(N: int, C: int, S: int, itemsize: int, threads: int) -> Plan:
-    """Return the plan of a tensor (N, C, S) for so many threads."""
+def make(N: int, C: int, S: int, dtype: str, threads: int) -> Plan:
+    """Return the plan of a tensor (N, C, S) for so many threads; `dtype` is the `char` of what kernels see."""
     size = N * C * S
+    itemsize, single = np.dtype(dtype).itemsize, dtype not in WIDE
     small = size < PARALLEL_FROM
     parallel = not small and threads > 1
     forward, backward = (times * LAST_LEVEL_CACHE for times in PAST_CACHE)
     past_cache = 2 * size * itemsize > forward, 3 * size * itemsize > backward
+    short = SHORT_SEGMENT_SINGLE if single else SHORT_SEGMENT
     family, groups = "channels_first", 0
     if S == 1:
         family = "channels_last"
+        if single and not small and N <= COLUMN_ROWS and C >= COLUMN_CHANNELS:
+            family, groups = "columns", _groups(C, C, threads)
     elif small:  # one kernel does everything, a channel at a time
         pass
-    elif S <= SHORT_SEGMENT and N >= SHORT_ROWS and C >= SHORT_CHANNELS and C * S >= SHORT_COLUMNS:
-        family, groups = "short_segments", max(1, C * S // GROUP_COLUMNS)
-        if parallel:
-            groups = -(-groups // threads) * threads
-        groups = min(groups, C)
+    elif short >= S and N >= SHORT_ROWS and C >= SHORT_CHANNELS and C * S >= SHORT_COLUMNS:
+        family, groups = "short_segments", _groups(C * S, C, threads)
     elif parallel and BUSY * -(-C // threads) * threads > C:
         family = "tiles"
     elif parallel and S >= OVERLAPPED_SEGMENT:
         family, groups = "overlapped", min(threads, C)
     return of_family(family, small, parallel, past_cache, groups)
+
+
+def _groups(columns: int, C: int, threads: int) -> int:
+    """Return in how many groups C channels, which have so many columns, are taken: as many for every thread."""
+    groups = max(1, columns // GROUP_COLUMNS)
+    return min(-(-groups // threads) * threads, C)

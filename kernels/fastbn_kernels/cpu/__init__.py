@@ -10,7 +10,8 @@ Five layers, each made of those above it:
     the kernels           a `prange` over tiles; one an operation and family, all with the same arguments
 
 A family is a way to cut a tensor: `channels_first`, x (N, C, S); `channels_last`, x (R, C); and for x (N, C, S) also
-`short_segments`, `overlapped` and `tiles`. `kernel` finds a kernel by its name, operation_family.
+`short_segments`, `overlapped` and `tiles`, for x (R, C) `columns`. `kernel` finds a kernel by its name,
+operation_family.
 
 For a caller's own `@njit` code: `batch_norm_forward`, `batch_norm_backward` and `batch_norm_inference`, and for a loop
 over channels `batch_norm_forward_channel` and `batch_norm_backward_channel`; see `jitted`.
@@ -54,6 +55,7 @@ MODULES = {
         "backward_channels_first", "backward_tiles", "backward_channels_last",
     ),
     "short_segments": ("forward_short_segments", "normalize_short_segments", "backward_short_segments"),
+    "column_groups": ("forward_columns", "backward_columns"),
     "overlapped": ("forward_overlapped", "backward_overlapped"),
     "jvp": ("jvp_channels_first", "jvp_tiles", "jvp_channels_last"),
     "double_backward": ("double_backward_channels_first", "double_backward_tiles", "double_backward_channels_last"),

@@ -27,31 +27,39 @@ from fastbn_kernels.build.decorators import (
     prange,
     scalar,
 )
-from fastbn_kernels.cpu.sweeps import block_sums, tile_sums, wide, write_block, write_tile
+from fastbn_kernels.cpu.columns import fill_gradient, fill_sums, save_sums
+from fastbn_kernels.cpu.params import (
+    FORWARD_ROWS,
+    GRADIENT_ROWS,
+    ForwardParams,
+    GradientParams,
+    gradient_params,
+    normalized_with,
+    xhat_sum,
+)
+from fastbn_kernels.cpu.sweeps import block_sums, empty_wide, repeat_rows, tile_sums, write_block, write_tile
 from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, merge_bounds, merge_tasks, tile_count
-from fastbn_kernels.formulas import gradient_coefficients, sum_with_xhat
-from fastbn_kernels.saved import BIAS, INVSTD, MEAN, MEAN_LO, WEIGHT
 
 # ---------------------------------------------------------------- channels first
 
 
 @scalar
 def write_tile_gradient(
-    dy: Array, x: Array, c: int, tile: int, params: tuple[float, float, float, float, float], frozen: bool, dx: Array,
+    dy: Array, x: Array, c: int, tile: int, params: GradientParams, frozen: bool, dx: Array,
     past_cache: bool, tail: Any,
 ) -> None:  # fmt: skip
-    """Write dx of one tile of channel c; params as `gradient_params`."""
+    """Write dx of one tile of channel c."""
     if not frozen:
         write_tile(dy, x, c, tile, params, dx, past_cache, tail)
     elif tail is None:
-        write_tile(dy, None, c, tile, (params[1],), dx, past_cache, None)
+        write_tile(dy, None, c, tile, (params[6],), dx, past_cache, None)
     else:
         write_tile(dy, x, c, tile, params, dx, past_cache, (tail,))
 
 
 @scalar
-def channel_sums(dy: Array, x: Array, c: int, params: tuple[float, float, float], tail: Any) -> tuple[float, float]:
-    """Return the sums of dy and dy * (x - mean) over channel c, tile after tile; params as `normalized_with`."""
+def channel_sums(dy: Array, x: Array, c: int, params: ForwardParams, tail: Any) -> tuple[float, float]:
+    """Return the sums of dy and dy * (x - mean) * unit over channel c, tile after tile."""
     total = 0.0
     product = 0.0
     for tile in range(tile_count(x.shape[0], x.shape[2])):
@@ -62,25 +70,15 @@ def channel_sums(dy: Array, x: Array, c: int, params: tuple[float, float, float]
 
 
 @scalar
-def normalized_with(saved: Array, c: int) -> tuple[float, float, float]:
-    """Return mean, scale and shift of channel c, with which y was computed, to the bit."""
-    scale = saved[WEIGHT, c] * saved[INVSTD, c]
-    return saved[MEAN, c], scale, saved[BIAS, c] - saved[MEAN_LO, c] * scale
-
-
-@scalar
 def channel_gradient(
     dy: Array, x: Array, c: int, saved: Array, k: int, frozen: bool, dx: Array, past_cache: bool, tail: Any
 ) -> tuple[float, float]:
     """Write dx of channel c, of which column k of `saved` is; return its sums of dy and dy * xhat."""
     N, _, S = x.shape
     tiles = tile_count(N, S)
-    mean, scale, shift = normalized_with(saved, k)
-    total, product = channel_sums(dy, x, c, (mean, scale, shift), tail)
-    low, invstd = saved[MEAN_LO, k], saved[INVSTD, k]
-    product = sum_with_xhat(total, product, low, invstd)
-    scale, slope, offset = gradient_coefficients(np.float64(N * S), low, invstd, saved[WEIGHT, k], total, product)
-    params = mean, scale, shift, slope, offset
+    total, product = channel_sums(dy, x, c, normalized_with(x, saved, k), tail)
+    product = xhat_sum(x, saved, k, total, product)
+    params = gradient_params(x, np.float64(N * S), saved, k, total, product)
     for tile in range(tiles):
         write_tile_gradient(dy, x, c, tiles - 1 - tile, params, frozen, dx, past_cache, tail)
     return total, product
@@ -96,17 +94,7 @@ def merge_tile_sums(x: Array, c: int, saved: Array, slots: Array, sums: Array) -
         total += slots[task, 0]
         product += slots[task, 1]
     sums[0, c] = total
-    sums[1, c] = sum_with_xhat(total, product, saved[MEAN_LO, c], saved[INVSTD, c])
-
-
-@scalar
-def gradient_params(count: float, saved: Array, c: int, sums: Array) -> tuple[float, float, float, float, float]:
-    """Return mean, scale, shift, slope and offset of channel c from its sums; see `gradient_coefficients`."""
-    mean, scale, shift = normalized_with(saved, c)
-    scale, slope, offset = gradient_coefficients(
-        count, saved[MEAN_LO, c], saved[INVSTD, c], saved[WEIGHT, c], sums[0, c], sums[1, c]
-    )
-    return mean, scale, shift, slope, offset
+    sums[1, c] = xhat_sum(x, saved, c, total, product)
 
 
 @kernel
@@ -117,7 +105,7 @@ def sums_channels_first(dy: ReadNCS, x: ReadNCS, saved: Saved, sums: Sums, tail:
     slots = np.empty((C * tiles, 2))
     for task in prange(C * tiles):
         c = task // tiles
-        slots[task, 0], slots[task, 1] = tile_sums(dy, x, c, task % tiles, normalized_with(saved, c), tail)
+        slots[task, 0], slots[task, 1] = tile_sums(dy, x, c, task % tiles, normalized_with(x, saved, c), tail)
     for c in range(C):
         merge_tile_sums(x, c, saved, slots, sums)
 
@@ -133,7 +121,7 @@ def gradient_channels_first(
     for i in prange(C * tiles):
         task = C * tiles - 1 - i
         c = task // tiles
-        params = gradient_params(count, saved, c, sums)
+        params = gradient_params(x, count, saved, c, sums[0, c], sums[1, c])
         write_tile_gradient(dy, x, c, task % tiles, params, frozen, dx, past_cache, tail)
 
 
@@ -158,13 +146,13 @@ def backward_tiles(
     slots = np.empty((C * tiles, 2))
     for task in prange(C * tiles):
         c = task // tiles
-        slots[task, 0], slots[task, 1] = tile_sums(dy, x, c, task % tiles, normalized_with(saved, c), tail)
+        slots[task, 0], slots[task, 1] = tile_sums(dy, x, c, task % tiles, normalized_with(x, saved, c), tail)
     for c in range(C):
         merge_tile_sums(x, c, saved, slots, sums)
     for i in prange(C * tiles):
         task = C * tiles - 1 - i
         c = task // tiles
-        params = gradient_params(np.float64(N * S), saved, c, sums)
+        params = gradient_params(x, np.float64(N * S), saved, c, sums[0, c], sums[1, c])
         write_tile_gradient(dy, x, c, task % tiles, params, frozen, dx, past_cache, tail)
 
 
@@ -179,35 +167,33 @@ def add_rows(total: Array, other: Array) -> None:
 
 
 @scalar
-def merge_block_sums(task: int, slots: Array, saved: Array, sums: Array) -> None:
+def merge_block_sums(x: Array, task: int, slots: Array, saved: Array, sums: Array) -> None:
     """Fill this group of channels of the sums from those of all blocks, (blocks, 2, wide C); block 0 is overwritten."""
     c0, c1 = merge_bounds(task, saved.shape[1])
     for block in range(1, slots.shape[0]):
         add_rows(slots[0, 0, c0:c1], slots[block, 0, c0:c1])
         add_rows(slots[0, 1, c0:c1], slots[block, 1, c0:c1])
-    for c in range(c0, c1):
-        sums[0, c] = slots[0, 0, c]
-        sums[1, c] = sum_with_xhat(slots[0, 0, c], slots[0, 1, c], saved[MEAN_LO, c], saved[INVSTD, c])
+    save_sums(x, saved, c0, c1, slots[0], c0, sums)
 
 
 @scalar
 def wide_gradient_params(x: Array, count: float, saved: Array, sums: Array) -> Array:
     """Return what `gradient_params` of every channel returns as params of a wide row."""
-    params = np.empty((5, saved.shape[1]))
-    for c in range(saved.shape[1]):
-        params[0, c], params[1, c], params[2, c], params[3, c], params[4, c] = gradient_params(count, saved, c, sums)
-    return wide(x, params)
+    C = saved.shape[1]
+    params = empty_wide(x, GRADIENT_ROWS)
+    fill_gradient(x, count, saved, sums, 0, C, params, 0)
+    repeat_rows(params, C)
+    return params
 
 
 @scalar
-def wide_sums_params(x: Array, saved: Array, tail: Any) -> Array:
-    """Return what sums of dy take of the channels, as params of a wide row: the mean alone, unless there is a tail."""
-    if tail is None:
-        return wide(x, saved[MEAN : MEAN + 1])
-    params = np.empty((3, saved.shape[1]))
-    for c in range(saved.shape[1]):
-        params[0, c], params[1, c], params[2, c] = normalized_with(saved, c)
-    return wide(x, params)
+def wide_sums_params(x: Array, saved: Array) -> Array:
+    """Return what `normalized_with` of every channel returns as params of a wide row."""
+    C = saved.shape[1]
+    params = empty_wide(x, FORWARD_ROWS)
+    fill_sums(x, saved, 0, C, params, 0)
+    repeat_rows(params, C)
+    return params
 
 
 @scalar
@@ -228,12 +214,12 @@ def sums_channels_last(dy: ReadRC, x: ReadRC, saved: Saved, sums: Sums, tail: Ta
     """Fill the sums of dy and dy * xhat, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
-    params = wide_sums_params(x, saved, tail)
+    params = wide_sums_params(x, saved)
     slots = np.empty((blocks, 2, params.shape[1]))
     for task in prange(tasks):
         block_sums(dy, x, task, params, slots[block_bounds(task, R, C)[0]], tail)
     for task in prange(merge_tasks(C)):
-        merge_block_sums(task, slots, saved, sums)
+        merge_block_sums(x, task, slots, saved, sums)
 
 
 @kernel
@@ -257,12 +243,12 @@ def backward_channels_last(
     """Write dx, which may be dy or x, and the sums, tiles spread over the threads."""
     R, C = x.shape
     blocks, tasks = block_tasks(R, C)
-    params = wide_sums_params(x, saved, tail)
+    params = wide_sums_params(x, saved)
     slots = np.empty((blocks, 2, params.shape[1]))
     for task in prange(tasks):
         block_sums(dy, x, task, params, slots[block_bounds(task, R, C)[0]], tail)
     for task in prange(merge_tasks(C)):
-        merge_block_sums(task, slots, saved, sums)
+        merge_block_sums(x, task, slots, saved, sums)
     written = wide_gradient_params(x, np.float64(R), saved, sums)
     for task in prange(tasks):
         write_block_gradient(dy, x, tasks - 1 - task, written, frozen, dx, past_cache, tail)

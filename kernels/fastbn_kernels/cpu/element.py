@@ -2,14 +2,15 @@
 
 Of every element the loops ask for one of two things, whatever they walk:
 
-    first_sums, more_sums   what is summed, u and u * v: u = v = x - shift for the moments (dy is None), and u = dy,
-                            v = x - mean for the backward pass
-    result                  what is written: y = (x - mean) * scale + shift (dy is None), or
-                            dx = scale * dy + (slope * (x - mean) + offset), or, through frozen statistics, scale * dy
-                            (x is None: it is not read)
+    first_sums, more_sums   what is summed, u and u * d: u = d for the moments (dy is None), else u = dy
+    result                  what is written: y = d * scale + shift (dy is None), or
+                            dx = scale * dy + (slope * d + offset), or, through frozen statistics, scale * dy (x is
+                            None: it is not read)
 
-and the second derivatives of `double_backward`. Parameters are vectors: a number in all lanes, or the numbers of
-neighbouring columns, which `column_shift` and `column_params` read; mean, scale and shift come first both ways.
+and the second derivatives of `double_backward`. d is (x - mean) * unit, or for the moments x - k with a k near the
+mean; `formulas` says what the unit is for. Parameters are vectors: a number in all lanes, or the numbers of
+neighbouring columns, which `column_shift` and `column_params` read; in the order of `params`: -mean * unit, unit,
+scale, shift and, to write dx, slope, offset and the scale of dy.
 
 `tail` is what is done after the normalization. It comes with the kernel's last argument and is handed down as it is, by
 its type: None is nothing, and what else it may be is decided here, when a kernel is compiled: an activation or, in a
@@ -25,8 +26,9 @@ from typing import Any, TypeAlias
 
 from fastbn_kernels.build.decorators import Array
 from fastbn_kernels.cpu.activations import activated, through
-from fastbn_kernels.cpu.simd.ops import add, fma, keep, load, mul, param, sub
+from fastbn_kernels.cpu.simd.ops import add, centre, fma, keep, load, mul, param, single, splat, sub, widen
 from fastbn_kernels.cpu.simd.traced import traced
+from fastbn_kernels.cpu.simd.types import computed, lanes32
 
 Vector: TypeAlias = Any
 Params: TypeAlias = tuple[Vector, ...]
@@ -48,66 +50,95 @@ def finish(normalized: Vector, x: Array, i: int, n: Count, tail: Any) -> Vector:
 
 @traced
 def incoming(dy: Array, d: Vector, i: int, n: Count, params: Params, tail: Any) -> Vector:
-    """Return the gradient by what was normalised, from that by y; d is x - mean."""
+    """Return the gradient by what was normalised, from that by y."""
     grad = load(dy, i, n)
-    return grad if tail is None else through(dy, grad, fma(d, params[1], params[2]), tail)
+    return grad if tail is None else through(dy, grad, fma(d, params[2], params[3]), tail)
 
 
 # ---------------------------------------------------------------- sums and results
 
 
 @traced
-def centred(x: Array, i: int, n: Count, shift: Vector) -> Vector:
-    """Return x - shift."""
-    return sub(load(x, i, n), shift)
+def centred(x: Array, i: int, n: Count, params: Params) -> Vector:
+    """Return d."""
+    return centre(x, load(x, i, n), params[0], params[1])
 
 
 @traced
 def terms(dy: Array | None, x: Array, i: int, n: Count, params: Params, tail: Any) -> tuple[Vector, Vector]:
-    """Return u and v, zero in lanes that do not count; the first parameter is what x is centred with."""
-    d = keep(centred(x, i, n, params[0]), n)
+    """Return u and d, zero in lanes that do not count."""
+    d = keep(centred(x, i, n, params), n)
     return (d if dy is None else incoming(dy, d, i, n, params, tail)), d
 
 
 @traced
 def first_sums(dy: Array | None, x: Array, i: int, n: Count, params: Params, tail: Any) -> tuple[Vector, Vector]:
-    """Return the sums of u and u * v over one vector."""
-    u, v = terms(dy, x, i, n, params, tail)
-    return u, mul(u, v)
+    """Return the sums of u and u * d over one vector."""
+    u, d = terms(dy, x, i, n, params, tail)
+    return u, mul(u, d)
 
 
 @traced
 def more_sums(
     sums: tuple[Vector, Vector], dy: Array | None, x: Array, i: int, n: Count, params: Params, tail: Any
 ) -> tuple[Vector, Vector]:
-    """Return the sums of u and u * v over one vector more."""
-    u, v = terms(dy, x, i, n, params, tail)
-    return add(sums[0], u), fma(u, v, sums[1])
+    """Return the sums of u and u * d over one vector more."""
+    u, d = terms(dy, x, i, n, params, tail)
+    return add(sums[0], u), fma(u, d, sums[1])
+
+
+def _is_single(array: Any) -> bool:
+    """Return whether values of an array are computed in float32: asked while a kernel is compiled, or without Numba."""
+    kind = getattr(array, "type", None)
+    return single(array) if kind is None else computed(kind) is lanes32
+
+
+@traced
+def short_sums(x: Array, sums: tuple[Vector, Vector]) -> tuple[Vector, Vector]:
+    """Return what `another` adds to: in float32 sums of their own, in float64 the long sums themselves."""
+    return (splat(x, 0.0), splat(x, 0.0)) if _is_single(x) else sums
+
+
+@traced
+def another(
+    short: tuple[Vector, Vector], dy: Array | None, x: Array, i: int, n: Count, params: Params, tail: Any
+) -> tuple[Vector, Vector]:
+    """Return short sums and one vector more."""
+    if _is_single(x):
+        return more_sums(short, dy, x, i, n, params, tail)
+    one = first_sums(dy, x, i, n, params, tail)
+    return add(short[0], one[0]), add(short[1], one[1])
+
+
+@traced
+def long_sums(x: Array, sums: tuple[Vector, Vector], short: tuple[Vector, Vector]) -> tuple[Vector, Vector]:
+    """Return long sums after short ones, which were of at most 8 vectors."""
+    return (add(sums[0], widen(short[0])), add(sums[1], widen(short[1]))) if _is_single(x) else short
 
 
 @traced
 def result(dy: Array | None, x: Array | None, i: int, n: Count, params: Params, tail: Any) -> Vector:
     """Return y or dx."""
     if x is None:
-        return mul(load(dy, i, n), params[0])
-    d = centred(x, i, n, params[0])
+        return mul(load(dy, i, n), params[0])  # the scale alone
+    d = centred(x, i, n, params)
     if dy is None:
-        return finish(fma(d, params[1], params[2]), x, i, n, tail)
+        return finish(fma(d, params[2], params[3]), x, i, n, tail)
     if isinstance(tail, tuple):
-        return mul(incoming(dy, d, i, n, params, tail[0]), params[1])
-    return fma(incoming(dy, d, i, n, params, tail), params[1], fma(d, params[3], params[4]))
+        return mul(incoming(dy, d, i, n, params, tail[0]), params[6])
+    return fma(incoming(dy, d, i, n, params, tail), params[6], fma(d, params[4], params[5]))
 
 
 @traced
 def column_shift(params: Array, at: int, n: Count, tail: Any) -> Params:
-    """Return what `first_sums` and `more_sums` take of columns: the shift and, if there is a tail, scale and shift."""
-    return tuple(param(params, row, at, n) for row in ((0,) if tail is None else (0, 1, 2)))
+    """Return what `first_sums` and `more_sums` take of columns: of a tail, scale and shift too."""
+    return tuple(param(params, row, at, n) for row in ((0, 1) if tail is None else (0, 1, 2, 3)))
 
 
 @traced
 def column_params(dy: Array | None, x: Array | None, params: Array, at: int, n: Count, tail: Any) -> Params:
-    """Return what `result` takes of columns, from rows mean, scale, shift and, backward, slope and offset."""
-    rows = (1,) if x is None else (0, 1, 2) if dy is None else (0, 1, 2, 3, 4)
+    """Return what `result` takes of columns."""
+    rows = (6,) if x is None else (0, 1, 2, 3) if dy is None else (0, 1, 2, 3, 4, 5, 6)
     return tuple(param(params, row, at, n) for row in rows)
 
 
@@ -120,16 +151,22 @@ FiveSums: TypeAlias = tuple[Vector, Vector, Vector, Vector, Vector]
 
 
 @traced
+def apart(x: Array, i: int, n: Count, mean: Vector) -> Vector:
+    """Return x - mean."""
+    return sub(load(x, i, n), mean)
+
+
+@traced
 def first_second_sums(v: Array, g: Array, x: Array, i: int, n: Count, mean: Vector) -> FiveSums:
     """Return the sums of `double_backward` over one vector."""
-    a, b, d = load(v, i, n), load(g, i, n), keep(centred(x, i, n, mean), n)
+    a, b, d = load(v, i, n), load(g, i, n), keep(apart(x, i, n, mean), n)
     return a, mul(a, d), mul(a, b), b, mul(b, d)
 
 
 @traced
 def more_second_sums(sums: FiveSums, v: Array, g: Array, x: Array, i: int, n: Count, mean: Vector) -> FiveSums:
     """Return the sums of `double_backward` over one vector more."""
-    a, b, d = load(v, i, n), load(g, i, n), keep(centred(x, i, n, mean), n)
+    a, b, d = load(v, i, n), load(g, i, n), keep(apart(x, i, n, mean), n)
     return add(sums[0], a), fma(a, d, sums[1]), fma(a, b, sums[2]), add(sums[3], b), fma(b, d, sums[4])
 
 
@@ -137,5 +174,5 @@ def more_second_sums(sums: FiveSums, v: Array, g: Array, x: Array, i: int, n: Co
 def second_results(v: Array, g: Array, x: Array, i: int, n: Count, params: Params) -> tuple[Vector, Vector]:
     """Return ddy = a * v + (b * (x - mean) + c) and dx = e * v + (b * g + (h * (x - mean) + o))."""
     m, a, b, c, e, h, o = params
-    vi, gi, d = load(v, i, n), load(g, i, n), centred(x, i, n, m)
+    vi, gi, d = load(v, i, n), load(g, i, n), apart(x, i, n, m)
     return fma(vi, a, fma(d, b, c)), fma(vi, e, fma(gi, b, fma(d, h, o)))

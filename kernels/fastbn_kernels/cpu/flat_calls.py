@@ -19,9 +19,9 @@ from numba.extending import overload
 from fastbn_kernels.build import cache, interrupts
 from fastbn_kernels.build.addresses import address_of, array, call_int, words
 from fastbn_kernels.build.decorators import scalar
+from fastbn_kernels.cpu.columns import all_params
 from fastbn_kernels.cpu.large_calls import backward_by, forward_by
-from fastbn_kernels.cpu.moments import as_pair
-from fastbn_kernels.cpu.normalize import all_params
+from fastbn_kernels.cpu.params import as_pair
 from fastbn_kernels.cpu.simd.tails import RELU, RELU6, SILU
 from fastbn_kernels.cpu.small_calls import REFUSED, begin_saved
 from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, ROWS
@@ -145,7 +145,7 @@ def _steps(like: Any, own: Any, form: Any, activation: Any, residual: Any) -> di
         frozen = row[FLAG] != 0
         begin_saved(x, weight, bias, mean, var, not frozen, saved)
         if frozen:
-            all_params(saved, numbers[EPS])
+            all_params(x, saved, numbers[EPS])
         else:
             means, invstds = parameter(row, FIRST, np.float64(0)), parameter(row, SECOND, np.float64(0))
             for c in range(means.size):

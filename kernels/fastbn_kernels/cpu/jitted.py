@@ -33,6 +33,7 @@ from fastbn_kernels.build import cache
 from fastbn_kernels.build.decorators import Array, scalar
 from fastbn_kernels.cpu import backward, normalize
 from fastbn_kernels.cpu.moments import channel_moments
+from fastbn_kernels.cpu.params import unit_for
 from fastbn_kernels.cpu.small_calls import disjoint
 from fastbn_kernels.cpu.sweeps import write_tile
 from fastbn_kernels.cpu.tiles import tile_count
@@ -135,9 +136,10 @@ def batch_norm_forward_channel(
     N, _, S = x.shape
     value, low, m2 = channel_moments(x, c)
     scale, shift, held = coefficients(low, m2 / np.float64(N * S), np.float64(weight[c]), np.float64(bias[c]), eps)
+    unit = unit_for(x, value, held)
     tiles = tile_count(N, S)
     for tile in range(tiles):
-        write_tile(None, x, c, tiles - 1 - tile, (value, scale, shift), y, False, None)
+        write_tile(None, x, c, tiles - 1 - tile, (-value * unit, unit, scale / unit, shift), y, False, None)
     put_mean(mean, c, value, low)
     invstd[c] = held
 

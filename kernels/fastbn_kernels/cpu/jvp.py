@@ -24,28 +24,24 @@ from fastbn_kernels.build.decorators import (
     prange,
     scalar,
 )
-from fastbn_kernels.cpu.backward import (
-    channel_sums,
-    merge_block_sums,
-    merge_tile_sums,
-    normalized_with,
-    wide_sums_params,
-)
+from fastbn_kernels.cpu.backward import channel_sums, merge_block_sums, merge_tile_sums, wide_sums_params
+from fastbn_kernels.cpu.params import GRADIENT_ROWS, GradientParams, mean_pair, normalized_with, xhat_sum
 from fastbn_kernels.cpu.sweeps import block_sums, tile_sums, wide, write_block, write_tile
 from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, merge_tasks, tile_count
-from fastbn_kernels.formulas import sum_with_xhat
-from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, WEIGHT
+from fastbn_kernels.saved import INVSTD, WEIGHT
 
 
 @scalar
 def tangent_params(
-    count: float, saved: Array, k: int, tweight: float, tbias: float, sum_tx: float, sum_tx_xhat: float
-) -> tuple[float, float, float, float, float]:
-    """Return (mean, a, 0, b, c) of channel k so that ty = a * tx + b * (x - mean) + c; see `gradient_params`."""
+    x: Array, count: float, saved: Array, k: int, tweight: float, tbias: float, sum_tx: float, sum_tx_xhat: float
+) -> GradientParams:
+    """Return what ty = a * tx + b * (x - mean) + c of channel k is computed with, in the place of dx."""
+    minus, unit, _, _ = normalized_with(x, saved, k)
+    _, low = mean_pair(x, saved, k)
     invstd = saved[INVSTD, k]
     a = saved[WEIGHT, k] * invstd
     b = invstd * (tweight - a * (sum_tx_xhat / count))
-    return saved[MEAN, k], a, 0.0, b, tbias - a * (sum_tx / count) - b * saved[MEAN_LO, k]
+    return minus, unit, 0.0, 0.0, b / unit, tbias - a * (sum_tx / count) - b * low, a
 
 
 @kernel
@@ -58,9 +54,9 @@ def jvp_channels_first(
     for k in prange(C):
         total, product = 0.0, 0.0
         if not frozen:
-            total, product = channel_sums(tx, x, k, normalized_with(saved, k), None)
-            product = sum_with_xhat(total, product, saved[MEAN_LO, k], saved[INVSTD, k])
-        params = tangent_params(np.float64(N * S), saved, k, tweight[k], tbias[k], total, product)
+            total, product = channel_sums(tx, x, k, normalized_with(x, saved, k), None)
+            product = xhat_sum(x, saved, k, total, product)
+        params = tangent_params(x, np.float64(N * S), saved, k, tweight[k], tbias[k], total, product)
         for tile in range(tiles):
             write_tile(tx, x, k, tiles - 1 - tile, params, ty, past_cache, None)
 
@@ -77,13 +73,13 @@ def jvp_tiles(
         slots = np.empty((C * tiles, 2))
         for task in prange(C * tiles):
             k = task // tiles
-            slots[task, 0], slots[task, 1] = tile_sums(tx, x, k, task % tiles, normalized_with(saved, k), None)
+            slots[task, 0], slots[task, 1] = tile_sums(tx, x, k, task % tiles, normalized_with(x, saved, k), None)
         for k in range(C):
             merge_tile_sums(x, k, saved, slots, sums)
     for i in prange(C * tiles):
         task = C * tiles - 1 - i
         k = task // tiles
-        params = tangent_params(np.float64(N * S), saved, k, tweight[k], tbias[k], sums[0, k], sums[1, k])
+        params = tangent_params(x, np.float64(N * S), saved, k, tweight[k], tbias[k], sums[0, k], sums[1, k])
         write_tile(tx, x, k, task % tiles, params, ty, past_cache, None)
 
 
@@ -96,17 +92,16 @@ def jvp_channels_last(
     blocks, tasks = block_tasks(R, C)
     sums = np.zeros((2, C))
     if not frozen:
-        mean = wide_sums_params(x, saved, None)
-        slots = np.empty((blocks, 2, mean.shape[1]))
+        given = wide_sums_params(x, saved)
+        slots = np.empty((blocks, 2, given.shape[1]))
         for task in prange(tasks):
-            block_sums(tx, x, task, mean, slots[block_bounds(task, R, C)[0]], None)
+            block_sums(tx, x, task, given, slots[block_bounds(task, R, C)[0]], None)
         for task in prange(merge_tasks(C)):
-            merge_block_sums(task, slots, saved, sums)
-    params = np.empty((5, C))
+            merge_block_sums(x, task, slots, saved, sums)
+    params = np.empty((GRADIENT_ROWS, C))
     for k in range(C):
-        params[0, k], params[1, k], params[2, k], params[3, k], params[4, k] = tangent_params(
-            np.float64(R), saved, k, tweight[k], tbias[k], sums[0, k], sums[1, k]
-        )
+        made = tangent_params(x, np.float64(R), saved, k, tweight[k], tbias[k], sums[0, k], sums[1, k])
+        params[0, k], params[1, k], params[2, k], params[3, k], params[4, k], params[5, k], params[6, k] = made
     wide_params = wide(x, params)
     for task in prange(tasks):
         write_block(tx, x, tasks - 1 - task, wide_params, ty, past_cache, None)

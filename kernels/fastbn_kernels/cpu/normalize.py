@@ -22,10 +22,12 @@ from fastbn_kernels.build.decorators import (
     prange,
     scalar,
 )
+from fastbn_kernels.cpu.columns import all_batch_params, all_params, fill_forward
 from fastbn_kernels.cpu.loops.segments import write_segment
 from fastbn_kernels.cpu.moments import block_moments, channel_moments, merge_blocks, merge_tiles, tile_moments
+from fastbn_kernels.cpu.params import FORWARD_ROWS, batch_params
 from fastbn_kernels.cpu.simd.ops import fence
-from fastbn_kernels.cpu.sweeps import empty_params, wide, write_block, write_tile
+from fastbn_kernels.cpu.sweeps import empty_params, empty_wide, repeat_rows, write_block, write_tile
 from fastbn_kernels.cpu.tiles import (
     block_tasks,
     group_bounds,
@@ -35,43 +37,7 @@ from fastbn_kernels.cpu.tiles import (
     stretch_tasks,
     tile_count,
 )
-from fastbn_kernels.formulas import coefficients
-from fastbn_kernels.saved import BIAS, INVSTD, M2, MEAN, MEAN_LO, VAR, WEIGHT
-
-
-@scalar
-def channel_params(saved: Array, c: int, eps: float) -> tuple[float, float, float]:
-    """Return mean, scale and shift of channel c, so that y = (x - mean) * scale + shift; fill its INVSTD."""
-    scale, shift, saved[INVSTD, c] = coefficients(
-        saved[MEAN_LO, c], saved[VAR, c], saved[WEIGHT, c], saved[BIAS, c], eps
-    )
-    return saved[MEAN, c], scale, shift
-
-
-@scalar
-def batch_params(saved: Array, c: int, count: float, eps: float) -> tuple[float, float, float]:
-    """Fill VAR of channel c from its M2, of `count` values; then as `channel_params`."""
-    saved[VAR, c] = saved[M2, c] / count
-    mean, scale, shift = channel_params(saved, c, eps)
-    return mean, scale, shift
-
-
-@scalar
-def all_params(saved: Array, eps: float) -> Array:
-    """Return mean, scale and shift, (3, C); fill INVSTD."""
-    params = np.empty((3, saved.shape[1]))
-    for c in range(saved.shape[1]):
-        params[0, c], params[1, c], params[2, c] = channel_params(saved, c, eps)
-    return params
-
-
-@scalar
-def all_batch_params(saved: Array, count: float, eps: float) -> Array:
-    """Return mean, scale and shift, (3, C); fill VAR, from M2, and INVSTD."""
-    params = np.empty((3, saved.shape[1]))
-    for c in range(saved.shape[1]):
-        params[0, c], params[1, c], params[2, c] = batch_params(saved, c, count, eps)
-    return params
+from fastbn_kernels.saved import M2, MEAN, MEAN_LO
 
 
 @scalar
@@ -84,7 +50,7 @@ def normalize_stretch(x: Array, task: int, params: Array, y: Array, past_cache: 
     s0 = task % pieces * length
     c0, c1 = group_bounds(group, groups, C)
     for c in range(c0, c1):
-        given = params[0, c], params[1, c], params[2, c]
+        given = params[0, c], params[1, c], params[2, c], params[3, c]
         write_segment(None, x, (n * C + c) * S + s0, min(length, S - s0), given, y, past_cache, tail)
     if past_cache:
         fence()
@@ -95,7 +61,7 @@ def normalize_channels_first(
     x: ReadNCS, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteNCS, tail: Tail
 ) -> None:
     """Normalise with given statistics to y, which may be x, stretches of memory spread over the threads."""
-    params = all_params(saved, eps)
+    params = all_params(x, saved, eps)
     tasks = stretch_tasks(x)
     for task in prange(tasks):
         normalize_stretch(x, tasks - 1 - task, params, y, past_cache, tail)
@@ -108,7 +74,9 @@ def normalize_channels_last(
     """Normalise with given statistics to y, which may be x, tiles spread over the threads."""
     R, C = x.shape
     _, tasks = block_tasks(R, C)
-    params = wide(x, all_params(saved, eps))
+    params = empty_wide(x, FORWARD_ROWS)
+    fill_forward(x, saved, eps, 0, C, params, 0)
+    repeat_rows(params, C)
     for task in prange(tasks):
         write_block(None, x, tasks - 1 - task, params, y, past_cache, tail)
 
@@ -122,7 +90,7 @@ def forward_channels_first(
     tiles = tile_count(N, S)
     for c in prange(C):
         saved[MEAN, c], saved[MEAN_LO, c], saved[M2, c] = channel_moments(x, c)
-        params = batch_params(saved, c, np.float64(N * S), eps)
+        params = batch_params(x, saved, c, np.float64(N * S), eps)
         for tile in range(tiles):
             write_tile(None, x, c, tiles - 1 - tile, params, y, past_cache, tail)
 
@@ -140,7 +108,7 @@ def forward_tiles(x: ReadNCS, saved: Saved, eps: float, past_cache: bool, groups
         slots[task, 0], slots[task, 1], slots[task, 2] = tile_moments(x, task // tiles, task % tiles)
     for c in range(C):
         merge_tiles(x, c, slots, saved)
-    params = all_batch_params(saved, np.float64(N * S), eps)
+    params = all_batch_params(x, saved, np.float64(N * S), eps)
     tasks = stretch_tasks(x)
     for task in prange(tasks):
         normalize_stretch(x, tasks - 1 - task, params, y, past_cache, tail)
@@ -155,11 +123,13 @@ def forward_channels_last(
     blocks, tasks = block_tasks(R, C)
     width = rows_together(C) * C
     sums = np.empty((blocks, 2, width))
-    shifts = empty_params(x, blocks, width).reshape((blocks, 1, width))
+    shifts = empty_params(x, 2 * blocks, width).reshape((blocks, 2, width))
     for task in prange(tasks):
         block_moments(x, task, shifts, sums)
     for task in prange(merge_tasks(C)):
         merge_blocks(x, task, sums, saved)
-    params = wide(x, all_batch_params(saved, np.float64(R), eps))
+    params = empty_wide(x, FORWARD_ROWS)
+    fill_forward(x, saved, eps, 0, C, params, 0)
+    repeat_rows(params, C)
     for task in prange(tasks):
         write_block(None, x, tasks - 1 - task, params, y, past_cache, tail)

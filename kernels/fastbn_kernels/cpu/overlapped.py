@@ -13,17 +13,25 @@ from typing import Any
 import numpy as np
 
 from fastbn_kernels.build.decorators import Array, ReadNCS, Saved, Sums, Tail, WriteNCS, kernel, prange, scalar
-from fastbn_kernels.cpu.backward import channel_gradient, channel_sums, gradient_params, normalized_with
+from fastbn_kernels.cpu.backward import channel_gradient, channel_sums
 from fastbn_kernels.cpu.element import first_sums, more_sums, result
 from fastbn_kernels.cpu.loops.segments import AHEAD, to_line
-from fastbn_kernels.cpu.moments import as_pair, channel_moments, channel_origin, tile_group, tile_shift
-from fastbn_kernels.cpu.normalize import batch_params
+from fastbn_kernels.cpu.moments import channel_moments, channel_origin, tile_group, tile_shift
+from fastbn_kernels.cpu.params import (
+    ForwardParams,
+    GradientParams,
+    as_pair,
+    batch_params,
+    gradient_params,
+    normalized_with,
+    xhat_sum,
+)
 from fastbn_kernels.cpu.simd.ops import add, fence, prefetch, splat, store, stream, total, widen
 from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.sweeps import write_tile
 from fastbn_kernels.cpu.tiles import group_bounds, tile_bounds, tile_count
-from fastbn_kernels.formulas import merge, sum_with_xhat
-from fastbn_kernels.saved import INVSTD, M2, MEAN, MEAN_LO
+from fastbn_kernels.formulas import merge
+from fastbn_kernels.saved import M2, MEAN, MEAN_LO
 
 
 @scalar
@@ -77,9 +85,7 @@ def write_and_sum_segments(
 
 
 @scalar
-def normalize_and_moments(
-    x: Array, c: int, params: tuple[float, float, float], y: Array, tail: Any
-) -> tuple[float, float, float]:
+def normalize_and_moments(x: Array, c: int, params: ForwardParams, y: Array, tail: Any) -> tuple[float, float, float]:
     """Normalise channel c; return (mean, low, m2) of channel c + 1."""
     N, C, S = x.shape
     count = 0.0
@@ -89,7 +95,7 @@ def normalize_and_moments(
         n0, n1, s0, s1 = tile_bounds(tile, N, S)
         k = tile_shift(x, c + 1, tile)
         start = (n0 * C + c) * S + s0
-        sums, squares = write_and_sum_segments(None, x, start, C * S, n1 - n0, s1 - s0, params, y, S, (k,), tail)
+        sums, squares = write_and_sum_segments(None, x, start, C * S, n1 - n0, s1 - s0, params, y, S, (-k, 1.0), tail)
         tile_n, tile_offset, tile_m2 = tile_group(x, c + 1, tile, k, sums, squares)
         offset, m2 = merge(count, offset, m2, tile_n, tile_offset, tile_m2)
         count += tile_n
@@ -111,7 +117,7 @@ def forward_overlapped(
         c0, c1 = group_bounds(task, groups, C)
         saved[MEAN, c0], saved[MEAN_LO, c0], saved[M2, c0] = channel_moments(x, c0)
         for c in range(c0, c1):
-            params = batch_params(saved, c, np.float64(N * S), eps)
+            params = batch_params(x, saved, c, np.float64(N * S), eps)
             if c + 1 < c1:
                 moments = normalize_and_moments(x, c, params, y, tail)
                 saved[MEAN, c + 1], saved[MEAN_LO, c + 1], saved[M2, c + 1] = moments
@@ -122,10 +128,9 @@ def forward_overlapped(
 
 @scalar
 def gradient_and_sums(
-    dy: Array, x: Array, c: int, params: tuple[float, float, float, float, float], dx: Array,
-    next_params: tuple[float, float, float], tail: Any,
+    dy: Array, x: Array, c: int, params: GradientParams, dx: Array, next_params: ForwardParams, tail: Any
 ) -> tuple[float, float]:  # fmt: skip
-    """Write dx of channel c; return the sums of dy and dy * (x - mean) of the next one."""
+    """Write dx of channel c; return the sums of dy and dy * (x - mean) * unit of the next one."""
     N, C, S = x.shape
     sums = 0.0
     products = 0.0
@@ -156,13 +161,13 @@ def backward_overlapped(
             for c in range(c0, c1):
                 sums[0, c], sums[1, c] = channel_gradient(dy, x, c, saved, c, True, dx, True, tail)
             continue
-        total, product = channel_sums(dy, x, c0, normalized_with(saved, c0), tail)
+        total, product = channel_sums(dy, x, c0, normalized_with(x, saved, c0), tail)
         for c in range(c0, c1):
             sums[0, c] = total
-            sums[1, c] = sum_with_xhat(total, product, saved[MEAN_LO, c], saved[INVSTD, c])
-            params = gradient_params(np.float64(N * S), saved, c, sums)
+            sums[1, c] = xhat_sum(x, saved, c, total, product)
+            params = gradient_params(x, np.float64(N * S), saved, c, sums[0, c], sums[1, c])
             if c + 1 < c1:
-                total, product = gradient_and_sums(dy, x, c, params, dx, normalized_with(saved, c + 1), tail)
+                total, product = gradient_and_sums(dy, x, c, params, dx, normalized_with(x, saved, c + 1), tail)
             else:
                 for tile in range(tiles):
                     write_tile(dy, x, c, tile, params, dx, True, tail)

@@ -17,17 +17,24 @@ from typing import Any
 import numpy as np
 
 from fastbn_kernels.build.decorators import Array, ReadNCS, Saved, Sums, Tail, WriteNCS, kernel, prange, scalar
-from fastbn_kernels.cpu.backward import gradient_params, normalized_with
 from fastbn_kernels.cpu.loops.row_streams import sum_rows, write_rows
-from fastbn_kernels.cpu.loops.segments import column_total, segments_sums, to_line
-from fastbn_kernels.cpu.moments import as_pair, channel_origin, sum_again
-from fastbn_kernels.cpu.normalize import channel_params
-from fastbn_kernels.cpu.simd.ops import fence, rounded, splat, store, value
+from fastbn_kernels.cpu.loops.segments import column_total, to_line
+from fastbn_kernels.cpu.moments import channel_origin, tile_group, tile_shift
+from fastbn_kernels.cpu.params import (
+    FORWARD_ROWS,
+    GRADIENT_ROWS,
+    as_pair,
+    channel_params,
+    gradient_params,
+    normalized_with,
+    xhat_sum,
+)
+from fastbn_kernels.cpu.simd.ops import fence, splat, store
 from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.sweeps import empty_params
 from fastbn_kernels.cpu.tiles import group_bounds, tile_bounds, tile_count
-from fastbn_kernels.formulas import finite_or_zero, group, merge, sum_with_xhat
-from fastbn_kernels.saved import INVSTD, M2, MEAN, MEAN_LO, VAR
+from fastbn_kernels.formulas import merge
+from fastbn_kernels.saved import M2, MEAN, MEAN_LO, VAR
 
 
 @scalar
@@ -40,11 +47,19 @@ def spread(params: Array, row: int, c: int, S: int, number: float) -> None:
 
 
 @scalar
+def spread_all(params: Array, c: int, S: int, numbers: tuple[float, ...]) -> None:
+    """Fill the S columns of the group's channel c with its numbers, a row each."""
+    for row, number in enumerate(numbers):
+        spread(params, row, c, S, number)
+
+
+@scalar
 def group_moments(x: Array, c0: int, c1: int, saved: Array) -> None:
     """Fill MEAN, MEAN_LO and M2 of channels c0 to c1."""
     N, C, S = x.shape
     width = (c1 - c0) * S
-    k = empty_params(x, 1, width + LANES)
+    around = empty_params(x, 2, width + LANES)
+    around[1] = 1.0
     sums = np.empty((2, width))
     offsets = np.zeros(c1 - c0)
     squares = np.zeros(c1 - c0)
@@ -54,17 +69,13 @@ def group_moments(x: Array, c0: int, c1: int, saved: Array) -> None:
         start = (n0 * C + c0) * S
         values = np.float64((n1 - n0) * S)
         for c in range(c1 - c0):
-            spread(k, 0, c, S, finite_or_zero(value(x, start + c * S)))
+            spread(around, 0, c, S, -tile_shift(x, c0 + c, tile))
         sums[:] = 0.0
-        sum_rows(None, x, start, C * S, n1 - n0, width, k, 0, sums, None)
+        sum_rows(None, x, start, C * S, n1 - n0, width, around, 0, sums, None)
         for c in range(c1 - c0):
-            shift = np.float64(k[0, c * S])
             total = column_total(sums, c * S, S)
             square = column_total(sums, width + c * S, S)
-            if sum_again(x, 1.0 / values, total, square):
-                shift = rounded(x, shift + total / values)
-                total, square = segments_sums(None, x, start + c * S, C * S, n1 - n0, S, (shift,), None)
-            offset, squared = group(1.0 / values, shift - channel_origin(x, c0 + c), total, square)
+            _, offset, squared = tile_group(x, c0 + c, tile, -np.float64(around[0, c * S]), total, square)
             offsets[c], squares[c] = merge(count, offsets[c], squares[c], values, offset, squared)
         count += values
     for c in range(c1 - c0):
@@ -95,12 +106,9 @@ def group_normalize(
     """Normalise channels c0 to c1 with their MEAN, MEAN_LO and VAR; fill their INVSTD."""
     S = x.shape[2]
     width = (c1 - c0) * S
-    params = empty_params(x, 3, width + LANES)
+    params = empty_params(x, FORWARD_ROWS, width + LANES)
     for c in range(c1 - c0):
-        mean, scale, shift = channel_params(saved, c0 + c, eps)
-        spread(params, 0, c, S, mean)
-        spread(params, 1, c, S, scale)
-        spread(params, 2, c, S, shift)
+        spread_all(params, c, S, channel_params(x, saved, c0 + c, eps))
     write_group(None, x, c0, width, params, y, past_cache, tail)
 
 
@@ -139,24 +147,17 @@ def backward_short_segments(
     for task in prange(groups):
         c0, c1 = group_bounds(task, groups, C)
         width = (c1 - c0) * S
-        params = empty_params(x, 5, width + LANES)
+        params = empty_params(x, GRADIENT_ROWS, width + LANES)
         for c in range(c1 - c0):
-            mean, scale, shift = normalized_with(saved, c0 + c)
-            spread(params, 0, c, S, mean)
-            if tail is not None:
-                spread(params, 1, c, S, scale)
-                spread(params, 2, c, S, shift)
+            spread_all(params, c, S, normalized_with(x, saved, c0 + c))
         columns = np.zeros((2, width))
         sum_rows(dy, x, c0 * S, C * S, N, width, params, 0, columns, tail)
         for c in range(c1 - c0):
             k = c0 + c
             sums[0, k] = column_total(columns, c * S, S)
             product = column_total(columns, width + c * S, S)
-            sums[1, k] = sum_with_xhat(sums[0, k], product, saved[MEAN_LO, k], saved[INVSTD, k])
-            _, scale, _, slope, offset = gradient_params(count, saved, k, sums)
-            spread(params, 1, c, S, scale)
-            spread(params, 3, c, S, slope)
-            spread(params, 4, c, S, offset)
+            sums[1, k] = xhat_sum(x, saved, k, sums[0, k], product)
+            spread_all(params, c, S, gradient_params(x, count, saved, k, sums[0, k], sums[1, k]))
         if not frozen:
             write_group(dy, x, c0, width, params, dx, past_cache, tail)
         elif tail is None:

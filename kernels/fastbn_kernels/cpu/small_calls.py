@@ -25,26 +25,18 @@ from fastbn_kernels.build.decorators import (
 )
 from fastbn_kernels.cpu.backward import (
     channel_gradient,
-    normalized_with,
     wide_gradient_params,
     wide_sums_params,
     write_block_gradient,
 )
+from fastbn_kernels.cpu.columns import all_params, fill_forward, save_moments, save_sums
 from fastbn_kernels.cpu.loops.segments import segments_sums, write_segment
-from fastbn_kernels.cpu.moments import as_pair, block_moments, channel_moments
-from fastbn_kernels.cpu.normalize import all_params
-from fastbn_kernels.cpu.simd.ops import value
-from fastbn_kernels.cpu.sweeps import block_sums, empty_params, wide, write_block
+from fastbn_kernels.cpu.moments import block_moments, channel_moments, channel_origin, sum_again, tile_shift, unit_again
+from fastbn_kernels.cpu.params import FORWARD_ROWS, as_pair, gradient_params, normalized_with, xhat_sum
+from fastbn_kernels.cpu.sweeps import block_sums, empty_params, empty_wide, repeat_rows, write_block
 from fastbn_kernels.cpu.tiles import block_tasks, rows_together, tile_count
-from fastbn_kernels.formulas import (
-    finite_or_zero,
-    gradient_coefficients,
-    group,
-    running_average,
-    shift_is_off,
-    sum_with_xhat,
-)
-from fastbn_kernels.saved import BIAS, INVSTD, M2, MEAN, MEAN_LO, VAR, WEIGHT
+from fastbn_kernels.formulas import group, running_average
+from fastbn_kernels.saved import BIAS, M2, MEAN, MEAN_LO, VAR, WEIGHT
 
 # What a kernel answers: an argument does not fit, and nothing was written; y was written; y was written over x.
 REFUSED, DONE, OVER_X = range(3)
@@ -145,14 +137,13 @@ def call_forward_channels_last(
     if training:
         width = rows_together(C) * C
         sums = np.empty((1, 2, width))
-        shifts = empty_params(x, 1, width).reshape((1, 1, width))
+        shifts = empty_params(x, 2, width).reshape((1, 2, width))
         for task in range(tasks):
             block_moments(x, task, shifts, sums)
-        for c in range(C):
-            saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, finite_or_zero(value(x, c)), sums[0, 0, c])
-            saved[M2, c] = sums[0, 1, c]
-            saved[VAR, c] = saved[M2, c] / R
-    params = wide(x, all_params(saved, eps))
+        save_moments(x, np.float64(R), sums[0], 0, 0, C, saved)
+    params = empty_wide(x, FORWARD_ROWS)
+    fill_forward(x, saved, eps, 0, C, params, 0)
+    repeat_rows(params, C)
     for task in range(tasks):
         write_block(None, x, task, params, y, False, tail)
     if training:
@@ -174,19 +165,21 @@ def call_forward_channels_first(
         for c in range(C):
             # As `channel_moments`, without the calls, which cost more than 49 values, unless it will sum again.
             if x.itemsize < 8 and tile_count(N, S) == 1:
-                k = finite_or_zero(value(x, c * S))
-                sums, squares = segments_sums(None, x, c * S, C * S, N, S, (k,), None)
-                if not shift_is_off(1.0 / (N * S), sums, squares):
-                    offset, saved[M2, c] = group(1.0 / (N * S), 0.0, sums, squares)
-                    saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, k, offset)
+                k = tile_shift(x, c, 0)
+                sums, squares = segments_sums(None, x, c * S, C * S, N, S, (-k, 1.0), None)
+                share, origin = 1.0 / (N * S), channel_origin(x, c)
+                if not (sum_again(x, share, sums, squares) or unit_again(x, share, squares, k) != 1.0):
+                    offset, saved[M2, c] = group(share, k - origin, sums, squares)
+                    saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, origin, offset)
                     continue
             saved[MEAN, c], saved[MEAN_LO, c], saved[M2, c] = channel_moments(x, c)
         for c in range(C):
             saved[VAR, c] = saved[M2, c] / (N * S)
-    params = all_params(saved, eps)
+    params = all_params(x, saved, eps)
     for segment in range(N * C):
         c = segment % C
-        write_segment(None, x, segment * S, S, (params[0, c], params[1, c], params[2, c]), y, False, tail)
+        given = params[0, c], params[1, c], params[2, c], params[3, c]
+        write_segment(None, x, segment * S, S, given, y, False, tail)
     if training:
         move_running(N * S, running_mean, running_var, momentum, correction, saved)
     return answer(x, y)
@@ -201,12 +194,12 @@ def call_backward_channels_last(
         return REFUSED
     R, C = x.shape
     _, tasks = block_tasks(R, C)
-    params = wide_sums_params(x, saved, tail)
+    params = wide_sums_params(x, saved)
     sums = np.empty((2, params.shape[1]))
     for task in range(tasks):
         block_sums(dy, x, task, params, sums, tail)
+    save_sums(x, saved, 0, C, sums, 0, sums)
     for c in range(C):
-        sums[1, c] = sum_with_xhat(sums[0, c], sums[1, c], saved[MEAN_LO, c], saved[INVSTD, c])
         dbias[c] = sums[0, c]
         dweight[c] = sums[1, c]
     written = wide_gradient_params(x, np.float64(R), saved, sums)
@@ -225,19 +218,17 @@ def call_backward_channels_first(
     N, C, S = x.shape
     for c in range(C):
         if tile_count(N, S) == 1:  # as `channel_gradient`, without the calls
-            mean, scale, shift = normalized_with(saved, c)
-            low, invstd, weight = saved[MEAN_LO, c], saved[INVSTD, c], saved[WEIGHT, c]
-            sums, products = segments_sums(dy, x, c * S, C * S, N, S, (mean, scale, shift), tail)
-            products = sum_with_xhat(sums, products, low, invstd)
-            scale, slope, offset = gradient_coefficients(np.float64(N * S), low, invstd, weight, sums, products)
+            sums, products = segments_sums(dy, x, c * S, C * S, N, S, normalized_with(x, saved, c), tail)
+            products = xhat_sum(x, saved, c, sums, products)
+            params = gradient_params(x, np.float64(N * S), saved, c, sums, products)
             for n in range(N):
                 start = (n * C + c) * S
                 if not frozen:
-                    write_segment(dy, x, start, S, (mean, scale, shift, slope, offset), dx, False, tail)
+                    write_segment(dy, x, start, S, params, dx, False, tail)
                 elif tail is None:
-                    write_segment(dy, None, start, S, (scale,), dx, False, None)
+                    write_segment(dy, None, start, S, (params[6],), dx, False, None)
                 else:
-                    write_segment(dy, x, start, S, (mean, scale, shift, slope, offset), dx, False, (tail,))
+                    write_segment(dy, x, start, S, params, dx, False, (tail,))
             dbias[c], dweight[c] = sums, products
         else:
             dbias[c], dweight[c] = channel_gradient(dy, x, c, saved, c, frozen, dx, False, tail)

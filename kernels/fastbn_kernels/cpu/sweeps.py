@@ -85,12 +85,26 @@ def add_repeats(values: Array, C: int) -> None:
 def wide(x: Array, values: Array) -> Array:
     """Return parameters (rows, C) of the channels of x (R, C) as those of a wide row and LANES columns more."""
     rows, C = values.shape
-    result = empty_params(x, rows, rows_together(C) * C + LANES)
+    result = empty_wide(x, rows)
     for row in range(rows):
         for c in range(C):
             result[row, c] = values[row, c]
-        repeat(result[row], C)
+    repeat_rows(result, C)
     return result
+
+
+@scalar
+def empty_wide(x: Array, rows: int) -> Array:
+    """Return new parameters of a wide row of x (R, C), to be filled in for C channels and repeated."""
+    C = x.shape[1]
+    return empty_params(x, rows, rows_together(C) * C + LANES)
+
+
+@scalar
+def repeat_rows(params: Array, C: int) -> None:
+    """Fill every row with its first C values over and over."""
+    for row in range(params.shape[0]):
+        repeat(params[row], C)
 
 
 @scalar

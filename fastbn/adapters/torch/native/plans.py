@@ -47,7 +47,7 @@ def _complete(found: Any) -> None:
     activation = flat_calls.ACTIVATIONS[code % table.RESIDUAL]
     tail = (activation, RESIDUAL) if code >= table.RESIDUAL else activation
     like = flat_calls.LIKE[dtype].dtype
-    own = plan.make(N, C, S, like.itemsize, threads if N * C * S >= plan.PARALLEL_FROM else 1)
+    own = plan.make(N, C, S, like.char, threads if N * C * S >= plan.PARALLEL_FROM else 1)
     back = operation == table.BACKWARD
     if operation == table.RESTORE:
         step, name = "restore", None
@@ -56,7 +56,7 @@ def _complete(found: Any) -> None:
     else:
         step = "backward" if back else "forward"
         name = {table.FORWARD: own.forward, table.NORMALIZE: own.normalize, table.BACKWARD: own.backward}[operation]
-    found[table.STEP] = flat_calls.step(step, dtype, own.family == "channels_last", tail)
+    found[table.STEP] = flat_calls.step(step, dtype, own.in_rows, tail)
     found[table.KERNEL] = 0 if name is None else address_of(kernel(name).get(like, own.parallel, tail))
     found[table.PAST_CACHE], found[table.GROUPS], found[table.PARALLEL] = own.past_cache[back], own.groups, own.parallel
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastbn_kernels.build.decorators import Array, scalar
-from fastbn_kernels.cpu.element import first_sums, more_sums, result
+from fastbn_kernels.cpu.element import another, first_sums, long_sums, more_sums, result, short_sums
 from fastbn_kernels.cpu.simd.ops import add, load, offset_from_line, prefetch, splat, store, stream, total, widen
 from fastbn_kernels.cpu.simd.types import LANES
 
@@ -52,12 +52,14 @@ def segments_sums(
                 eight = more_sums(eight, dy, x, i + j * LANES, None, params, tail)
             t, p = add(t, widen(eight[0])), add(p, widen(eight[1]))
             i += 8 * LANES
+        short = short_sums(x, (t, p))
         while i + LANES <= end:
-            one = first_sums(dy, x, i, None, params, tail)
-            t, p = add(t, widen(one[0])), add(p, widen(one[1]))
+            prefetch(x, i + AHEAD)
+            prefetch(dy, i + AHEAD)
+            short = another(short, dy, x, i, None, params, tail)
             i += LANES
-        rest = first_sums(dy, x, i, end - i, params, tail)
-        t, p = add(t, widen(rest[0])), add(p, widen(rest[1]))
+        short = another(short, dy, x, i, end - i, params, tail)
+        t, p = long_sums(x, (t, p), short)
     return total(t), total(p)
 
 
@@ -83,6 +85,9 @@ def write_segment(
     params = splat(out, numbers)
     i = start
     end = start + length
+    rest = min(length, LANES)
+    last = end - rest
+    final = result(dy, x, last, rest, params, tail)  # before anything is written, perhaps over what it is made of
     if past_cache:
         head = to_line(out, i, length)
         store(out, i, head, result(dy, x, i, head, params, tail))
@@ -92,7 +97,7 @@ def write_segment(
             prefetch(dy, i + length)
             stream(out, i, result(dy, x, i, None, params, tail))
             i += LANES
-    while i + LANES <= end:
+    while i < last:
         store(out, i, None, result(dy, x, i, None, params, tail))
         i += LANES
-    store(out, i, end - i, result(dy, x, i, end - i, params, tail))
+    store(out, last, rest if i < end else 0, final)

@@ -51,7 +51,7 @@ from fastbn_kernels.cpu.simd.types import (
 
 OPERATIONS = (
     "load", "param", "value", "single", "rounded", "store", "stream", "offset_from_line",
-    "prefetch", "fence", "splat", "like", "keep", "add", "sub", "mul", "div", "fma", "clamp", "exp_neg_abs",
+    "prefetch", "fence", "splat", "like", "keep", "centre", "add", "sub", "mul", "div", "fma", "clamp", "exp_neg_abs",
     "where_positive", "where_negative", "where_between", "narrow", "arithmetic", "widen", "total",
 )  # fmt: skip
 
@@ -266,6 +266,21 @@ def keep(typing: Any, vector: Any, count: Any) -> tuple[Any, Codegen]:
     return vector(vector, types.intp if part else count), codegen
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def centre(typing: Any, array: Any, vector: Any, minus: Any, unit: Any) -> tuple[Any, Codegen]:
+    """Return (vector - mean) * unit of values of an array, given minus = -mean * unit; in float64, unit is 1.
+
+    A multiply-add rounds that once. Without one it is rounded once too: times a power of two, values stay exact.
+    """
+    lanes = computed(array)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, value, negative, power = arguments
+        return builder.fadd(value, negative) if lanes is lanes64 else _fma(builder, lanes, [value, power, negative])
+
+    return lanes(array, lanes, lanes, lanes), codegen
+
+
 def _binary(instruction: str) -> Any:
     @intrinsic  # type: ignore[untyped-decorator]
     def operation(typing: Any, a: Any, b: Any) -> tuple[Any, Codegen]:
@@ -283,13 +298,17 @@ mul = _binary("fmul")
 div = _binary("fdiv")
 
 
+def _fma(builder: Any, lanes: Any, arguments: Any) -> Any:
+    function = declare(builder, f"llvm.fmuladd.{vector_name(lanes.vector.element)}", lanes.vector, [lanes.vector] * 3)
+    return builder.call(function, arguments)
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def fma(typing: Any, a: Any, b: Any, c: Any) -> tuple[Any, Codegen]:
     """Return a * b + c, rounded once where the processor can; elsewhere `llvm.fma` would be 16 calls of libm."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        function = declare(builder, f"llvm.fmuladd.{vector_name(a.vector.element)}", a.vector, [a.vector] * 3)
-        return builder.call(function, arguments)
+        return _fma(builder, a, arguments)
 
     return a(a, a, a), codegen
 

@@ -1,7 +1,7 @@
 """What `vector` is made of: the Numba type of a vector, the dtypes that it converts, pieces of LLVM IR.
 
-Numbers a channel come in arrays whose dtype is that of the arithmetic already. Data come in any of five dtypes, three of
-them bits as integers: of 16-bit floats, and of float32 whose arithmetic is float64 (`precision="exact"`).
+Numbers a channel come in arrays whose dtype is that of the arithmetic already. Data come in any of five dtypes, three
+of them bits as integers: of 16-bit floats, and of float32 whose arithmetic is float64 (`precision="exact"`).
 """
 
 from __future__ import annotations
