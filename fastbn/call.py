@@ -61,6 +61,8 @@ class ForwardCall:
     momentum, correction, eps : float
     moments : Moments or None
         Statistics to use in place of the batch's own.
+    precision : {"fast", "exact"}
+        In which arithmetic float32 x is computed.
     out : array or None
         Where y goes: x itself, or memory apart from everything else.
     given : Given
@@ -77,19 +79,21 @@ class ForwardCall:
     correction: float
     eps: float
     moments: Moments | None
+    precision: str
     out: Array | None
     given: Given
 
     @classmethod
     def check(
         cls, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: Any, momentum: Any,
-        correction: Any, eps: Any, axis: Any, moments: Any, out: Any, *, look: Look = as_it_is, in_place: bool = True,
+        correction: Any, eps: Any, axis: Any, moments: Any, precision: Any, out: Any, *, look: Look = as_it_is,
+        in_place: bool = True,
     ) -> ForwardCall:  # fmt: skip
         """Check the arguments of `batch_norm`; raise before anything is written.
 
         Parameters
         ----------
-        x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, moments, out
+        x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, moments, precision, out
             As the caller passed them.
         look : callable
             Returns what NumPy sees of an argument, given its name and itself.
@@ -109,6 +113,7 @@ class ForwardCall:
         )
         eps = scalars.eps(eps)
         correction = scalars.correction(correction)
+        precision = scalars.precision(precision)
         if moments is not None:
             moments = arrays.moments(moments, channels, training)
         elif training:
@@ -127,7 +132,8 @@ class ForwardCall:
             place.beside("out", out, x)
         else:
             seen = None
-        return cls(data, axis, weight, bias, running, training, momentum, correction, eps, moments, seen, given)
+        numbers = momentum, correction, eps
+        return cls(data, axis, weight, bias, running, training, *numbers, moments, precision, seen, given)
 
     @property
     def channels(self) -> int:
@@ -225,6 +231,11 @@ class BackwardCall:
             seen = arrays.output(look("out", out), x, {"dy": gradient, "x": x}, others)
             place.beside("out", out, given)
         return cls(ctx, x, gradient, sums, seen, dy, out)
+
+    @property
+    def precision(self) -> str:
+        """Return in which arithmetic float32 x is computed: that of the forward pass."""
+        return self.ctx.precision
 
     @property
     def over_x(self) -> bool:

@@ -61,6 +61,13 @@ def warmup(
     dtypes: Annotated[
         str, typer.Option(help="Dtypes of the data, with commas between: float32, float64, float16, bfloat16.")
     ] = "float32",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Precision of the calls, fast or exact: float32 has other kernels for either.",
+            show_default="FASTBN_PRECISION, or fast",
+        ),
+    ] = None,
     rare: Annotated[
         bool,
         typer.Option(
@@ -74,6 +81,7 @@ def warmup(
     These are the kernels that the layer, batch_norm, batch_norm_inference and batch_norm_backward need for arrays of
     any layout and size: about a minute a dtype.
     """
+    from fastbn.checks.scalars import precision as checked
     from fastbn.warmup import check
     from fastbn.warmup import warmup as warm_up
 
@@ -81,6 +89,10 @@ def warmup(
         names = check([name.strip() for name in dtypes.split(",")])
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--dtypes'") from None
+    try:
+        precision = checked(precision)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="'--precision'") from None
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -90,7 +102,10 @@ def warmup(
     with Progress(*columns, console=console, transient=True) as bar:
         item = bar.add_task("", total=None)
         done = warm_up(
-            names, lambda at, total, name: bar.update(item, completed=at, total=total, description=name), rare=rare
+            names,
+            lambda at, total, name: bar.update(item, completed=at, total=total, description=name),
+            precision=precision,
+            rare=rare,
         )
     console.print(
         f"{done.compiled} kernels compiled, {done.loaded} loaded from the cache, in {done.seconds:.1f} s.",

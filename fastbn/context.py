@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastbn import arithmetic
 from fastbn.moments import Moments, Statistic
 from fastbn_kernels.saved import INVSTD, M2, MEAN, MEAN_LO, WEIGHT
 
@@ -18,7 +19,8 @@ class Context:
     It refers to x and does not copy it: leave x unchanged until the backward pass.
 
     A host that keeps arrays alone between forward and backward keeps x and `saved`, and makes the context again:
-    ``Context(x, axis, count, saved, weight_dtype, bias_dtype, frozen)``. Nothing is checked then.
+    ``Context(x, axis, count, saved, weight_dtype, bias_dtype, frozen)``. Nothing is checked then; the precision is that
+    of the process (``FASTBN_PRECISION``), unless it is passed on, with ``precision=ctx.precision``.
 
     Attributes
     ----------
@@ -41,11 +43,15 @@ class Context:
         Those of the parameters that were given, which are those of their gradients.
     frozen : bool
         Whether x was normalised with running statistics, through which no gradient flows.
+    precision : {"fast", "exact"}
+        In which arithmetic to go back, which matters if x is float32.
     """
 
     device = "cpu"  # the backend that goes back through it
 
-    __slots__ = ("_given", "axis", "bias_dtype", "count", "description", "frozen", "saved", "weight_dtype", "x")
+    __slots__ = (
+        "_given", "axis", "bias_dtype", "count", "description", "frozen", "precision", "saved", "weight_dtype", "x",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class Context:
         bias_dtype: np.dtype[Any] | None,
         frozen: bool = False,
         given: Moments | None = None,
+        precision: str | None = None,
     ) -> None:
         self.x: NDArray[Any] | None = x
         self.axis = axis
@@ -65,6 +72,7 @@ class Context:
         self.weight_dtype = weight_dtype
         self.bias_dtype = bias_dtype
         self.frozen = frozen
+        self.precision = precision or arithmetic.own()
         self._given = given
         self.description = ""
 

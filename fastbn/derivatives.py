@@ -62,8 +62,9 @@ def batch_norm_double_backward(
 
     Notes
     -----
-    Accumulated and computed as the backward pass: in float64, rounded once (see docs/numerics.md). Nothing is divided
-    by the weight, which may be 0. Results are the same bits for any number of threads.
+    Accumulated and computed as the backward pass is with ``precision="exact"``, whatever that of the forward pass was:
+    float32 in float64, rounded once (see docs/numerics.md). Nothing is divided by the weight, which may be 0. Results
+    are the same bits for any number of threads.
 
     Examples
     --------
@@ -110,6 +111,10 @@ def batch_norm_jvp(tx: Array | None, tweight: Array | None, tbias: Array | None,
     ------
     TypeError, ValueError
         As `batch_norm_double_backward`.
+
+    Notes
+    -----
+    float32 is computed in float64 and rounded once, whatever the precision of the forward pass.
 
     Examples
     --------

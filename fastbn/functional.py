@@ -30,6 +30,7 @@ def batch_norm(
     eps: float = 1e-5,
     axis: int = 1,
     moments: Moments | None = None,
+    precision: str | None = None,
     out: Array | None = None,
     device: str | None = None,
 ) -> tuple[Array, Context]:
@@ -60,6 +61,11 @@ def batch_norm(
         The channel axis.
     moments : Moments, optional
         Statistics to use instead of the batch's own: those of all ranks merged, say. With `training` only.
+    precision : "fast" or "exact", optional
+        In which arithmetic float32 x is computed, which is all that it matters for: "fast" is float32, with sums of
+        more than 8 values in float64; "exact" is float64, rounded once, and slower. By default "fast", unless the
+        environment variable ``FASTBN_PRECISION``, read once a process, says "exact". The backward pass does as the
+        forward pass did.
     out : array, optional
         Where y goes: the shape and dtype of x, memory apart from it, or x itself.
     device : "cpu" or "cuda", optional
@@ -71,7 +77,7 @@ def batch_norm(
     y : array
         Shape, dtype and memory order of x, of the library that x is of; `out` if that was given.
     ctx : Context
-        For `batch_norm_backward`. It refers to x, so leave x unchanged until then.
+        For `batch_norm_backward`. It refers to x, so leave x unchanged until then. It keeps the precision.
 
     Raises
     ------
@@ -81,9 +87,10 @@ def batch_norm(
 
     Notes
     -----
-    Mean and variance are accumulated in float64 from shifted sums over tiles, merged by Chan's formula; y is computed
-    in float64 (for 16-bit x in float32) and rounded once. Results are the same bits for any number of threads. Ioffe
-    and Szegedy (2015), "Batch Normalization", arXiv:1502.03167.
+    Mean and variance are accumulated from shifted sums over tiles, merged by Chan's formula in float64; y is computed
+    in float64 for float64 x, and for float32 x with ``precision="exact"``, else in float32 with the mean held in more
+    digits than that, and rounded once. Results are the same bits for any number of threads. Ioffe and Szegedy (2015),
+    "Batch Normalization", arXiv:1502.03167.
 
     Examples
     --------
@@ -96,12 +103,12 @@ def batch_norm(
     backend = dispatch.of(x, device)
     if moments is None:
         done = backend.quick_forward(
-            x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, out
+            x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, precision, out
         )
         if done is not None:
             return done
     call = ForwardCall.check(
-        x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, moments, out,
+        x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, moments, precision, out,
         look=backend.look,
     )  # fmt: skip
     return backend.forward(call)
@@ -116,6 +123,7 @@ def batch_norm_inference(
     *,
     eps: float = 1e-5,
     axis: int = 1,
+    precision: str | None = None,
     out: Array | None = None,
     device: str | None = None,
 ) -> Array:
@@ -128,7 +136,7 @@ def batch_norm_inference(
     running_mean, running_var : array of float32 or float64, shape (C,)
         The statistics of every channel: running ones, or a population's, such as `Moments.mean` and
         ``Moments.var(1)``, whose float64 digits are all used.
-    weight, bias, eps, axis, out, device
+    weight, bias, eps, axis, precision, out, device
         As for `batch_norm`.
 
     Returns
@@ -151,12 +159,16 @@ def batch_norm_inference(
     """
     return batch_norm(
         x, weight, bias,
-        running_mean=running_mean, running_var=running_var, training=False, eps=eps, axis=axis, out=out, device=device,
+        running_mean=running_mean, running_var=running_var, training=False, eps=eps, axis=axis, precision=precision,
+        out=out, device=device,
     )[0]  # fmt: skip
 
 
 def batch_moments(x: Array, *, axis: int = 1, device: str | None = None) -> Moments:
     """Return count, mean and sum of squared deviations of every channel.
+
+    Computed in float64 from float32 and float64 x, whatever the precision of `batch_norm`; from 16-bit x in float32,
+    with long sums in float64.
 
     Parameters
     ----------
@@ -196,7 +208,7 @@ def backward_sums(dy: Array, ctx: Context) -> BackwardSums:
     dy : array, shape and dtype of x
         The gradient of the loss by y.
     ctx : Context
-        From `batch_norm`.
+        From `batch_norm`, whose precision this has.
 
     Returns
     -------
@@ -230,7 +242,7 @@ def batch_norm_backward(
     dy : array, shape and dtype of x
         The gradient of the loss by y. Any strides.
     ctx : Context
-        From `batch_norm`.
+        From `batch_norm`, whose precision this has.
     sums : BackwardSums, optional
         The sums over the whole batch that the statistics were taken of, if that is more than this x: merge the
         `backward_sums` of all parts. `dweight` and `dbias` are then the whole batch's too, so do not add them up again.

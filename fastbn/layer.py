@@ -41,6 +41,8 @@ class BatchNorm:
         Whether there are running statistics; without them, inference too uses the batch's own.
     dtype : float32 or float64, default float32
         Of the parameters and running statistics.
+    precision : "fast" or "exact", optional
+        In which arithmetic float32 x is computed, as for `batch_norm`.
     device : "cpu" or "cuda", optional
         Where to compute, as for `batch_norm`. The parameters and running statistics are arrays of NumPy in any case.
 
@@ -85,6 +87,7 @@ class BatchNorm:
         affine: bool = True,
         track_running_stats: bool = True,
         dtype: Any = np.float32,
+        precision: str | None = None,
         device: str | None = None,
     ) -> None:
         self.num_features = scalars.features(num_features)
@@ -95,6 +98,7 @@ class BatchNorm:
         self.affine = scalars.flag("affine", affine)
         self.track_running_stats = scalars.flag("track_running_stats", track_running_stats)
         self.dtype = scalars.parameter_dtype(dtype)
+        self.precision = None if precision is None else scalars.precision(precision)
         self.device = checked(device)
         self.training = True
         self.weight: Array | None = np.ones(num_features, self.dtype) if affine else None
@@ -142,6 +146,7 @@ class BatchNorm:
             correction=self.correction,
             eps=self.eps,
             axis=self.axis,
+            precision=self.precision,
             out=out,
             device=self.device,
         )
@@ -247,5 +252,5 @@ class BatchNorm:
         return (
             f"BatchNorm({self.num_features}, axis={self.axis}, eps={self.eps:g}, momentum={self.momentum}, "
             f"correction={self.correction:g}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}, dtype={self.dtype})"
+            f"track_running_stats={self.track_running_stats}, dtype={self.dtype}, precision={self.precision!r})"
         )

@@ -13,9 +13,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastbn import arithmetic
 from fastbn.backends.cpu import plan
+from fastbn.checks import scalars
 
-# By what its data are to a kernel: 16-bit floats are bits.
+# By what its data are to a kernel: 16-bit floats are bits. So is float32 where it is computed exactly.
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
@@ -25,6 +27,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 # Operations of `batch_moments`, `backward_sums`, `batch_norm_backward(sums=...)`, and of higher derivatives.
 RARE = "moments", "sums", "gradient", "jvp", "double_backward"
+# Those that are computed exactly whatever the precision, and what higher derivatives through running statistics call.
+EXACT = "moments", "jvp", "double_backward"
+THROUGH_RUNNING = "normalize", "sums", "gradient"
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 
@@ -57,7 +62,13 @@ def check(dtypes: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = None, *, rare: bool = False) -> Warmup:
+def warmup(
+    dtypes: Sequence[str] = ("float32",),
+    progress: Progress | None = None,
+    *,
+    precision: str | None = None,
+    rare: bool = False,
+) -> Warmup:
     """Compile the kernels that ordinary calls need, or load them from the cache.
 
     Ordinary calls are the layer, `batch_norm`, `batch_norm_inference` and `batch_norm_backward` on contiguous arrays of
@@ -70,6 +81,8 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
         Of the data: "float32", "float64", "float16", "bfloat16".
     progress : callable, optional
         Called as ``progress(done, total, name)`` before every kernel, and once with an empty name at the end.
+    precision : "fast" or "exact", optional
+        The precision of the calls, as for `batch_norm`; float32 has other kernels for either.
     rare : bool, default False
         Compile all kernels: also those that statistics over several machines and higher derivatives need.
 
@@ -80,8 +93,8 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
 
     Raises
     ------
-    ValueError
-        For an unknown dtype.
+    TypeError, ValueError
+        For an unknown dtype or precision.
 
     Notes
     -----
@@ -90,7 +103,7 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
     both.
     """
     started = time.perf_counter()
-    tasks = list(_tasks(check(dtypes), rare))
+    tasks = list(_tasks(check(dtypes), rare, scalars.precision(precision)))
     compiled = loaded = 0
     for done, (kernel, dtype, parallel) in enumerate(tasks):
         if progress is not None:
@@ -106,22 +119,31 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
     return Warmup(compiled, loaded, time.perf_counter() - started)
 
 
-def _is_rare(name: str) -> bool:
-    return any(name == f"{operation}_{family}" for operation in RARE for family in plan.FAMILIES)
+def _is_of(name: str, operations: tuple[str, ...]) -> bool:
+    return any(name == f"{operation}_{family}" for operation in operations for family in plan.FAMILIES)
 
 
-def _tasks(names: Sequence[str], rare: bool) -> Iterator[tuple[Any, np.dtype[Any], bool]]:
+def _precisions(name: str, dtype: str, precision: str, rare: bool) -> list[str]:
+    """Return in which precisions calls need a kernel of that name for data of a dtype."""
+    if dtype != "float32" or not (rare and _is_of(name, EXACT + THROUGH_RUNNING)):
+        return [precision]
+    return [arithmetic.EXACT] if _is_of(name, EXACT) else sorted({precision, arithmetic.EXACT})
+
+
+def _tasks(names: Sequence[str], rare: bool, precision: str) -> Iterator[tuple[Any, np.dtype[Any], bool]]:
     """List what is to be compiled, as the backend asks for it: kernel, dtype, and whether parallel."""
     from fastbn_kernels.build import threads
     from fastbn_kernels.cpu import kernel
 
     several = threads.count() > 1
     for name in plan.kernels():
-        if _is_rare(name) and not rare:
+        if _is_of(name, RARE) and not rare:
             continue
         found = kernel(name)
         # One and the same kernel, unless Numba's loops are its own (`spread.works`).
         versions = [False] if "prange" not in found.source.__code__.co_names else [True, False] if rare else [several]
         for dtype in names:
-            for parallel in versions:
-                yield found, DTYPES[dtype], parallel
+            for own in _precisions(name, dtype, precision, rare):
+                exact = dtype == "float32" and own == arithmetic.EXACT
+                for parallel in versions:
+                    yield found, arithmetic.BITS if exact else DTYPES[dtype], parallel

@@ -20,9 +20,10 @@ settings.register_profile("nightly", max_examples=2000, **COMMON)  # make fuzz
 CHECKED = os.environ.get("NUMBA_BOUNDSCHECK") == "1"
 settings.load_profile("checked" if CHECKED else os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-# Neither a user's wish nor what was measured here may send tests to a GPU. One folder for the workers of a run, which
-# inherit it from the process that starts them.
+# Neither a user's wish nor what was measured here may send tests to a GPU or to another arithmetic. One folder for the
+# workers of a run, which inherit it from the process that starts them.
 os.environ.pop("FASTBN_DEVICE", None)
+os.environ.pop("FASTBN_PRECISION", None)
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="fastbn-tests-")
     os.environ["XDG_CACHE_HOME"] = _cache.name

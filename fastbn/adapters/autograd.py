@@ -83,6 +83,7 @@ def batch_norm(
     correction: float = 1,
     eps: float = 1e-5,
     axis: int = 1,
+    precision: str | None = None,
 ) -> Any:
     """Normalise every channel of a batch, then scale and shift it.
 
@@ -92,8 +93,8 @@ def batch_norm(
         As for `fastbn.batch_norm`; derivatives are taken by these three.
     running_mean, running_var : array of float32 or float64, shape (C,), optional
         Constants. With `training`, updated in place, once a call: taking derivatives does not update them again.
-    training, momentum, correction, eps, axis
-        As for `fastbn.batch_norm`.
+    training, momentum, correction, eps, axis, precision
+        As for `fastbn.batch_norm`. Derivatives but the first backward pass are computed exactly in any case.
 
     Returns
     -------
@@ -107,7 +108,7 @@ def batch_norm(
     """
     options = {
         "running_mean": running_mean, "running_var": running_var, "training": training, "momentum": momentum,
-        "correction": correction, "eps": eps, "axis": axis,
+        "correction": correction, "eps": eps, "axis": axis, "precision": precision,
     }  # fmt: skip
     inputs = tuple(i for i, value in enumerate((x, weight, bias)) if i == 0 or value is not None)
     return _forward(x, weight, bias, _Call(inputs, options))

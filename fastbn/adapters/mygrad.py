@@ -57,6 +57,7 @@ def batch_norm(
     correction: float = 1,
     eps: float = 1e-5,
     axis: int = 1,
+    precision: str | None = None,
     constant: bool | None = None,
 ) -> Tensor:
     """Normalise every channel of a batch, then scale and shift it.
@@ -69,7 +70,7 @@ def batch_norm(
         Scale and shift.
     running_mean, running_var : array of float32 or float64, shape (C,), optional
         Of NumPy, not tensors. With `training`, updated in place.
-    training, momentum, correction, eps, axis
+    training, momentum, correction, eps, axis, precision
         As for `fastbn.batch_norm`.
     constant : bool, optional
         Whether y is a constant. Default: if x, weight and bias are.
@@ -88,6 +89,6 @@ def batch_norm(
     given = {name: parameter for name, parameter in parameters.items() if parameter is not None}
     options = {
         "names": tuple(given), "running_mean": running_mean, "running_var": running_var, "training": training,
-        "momentum": momentum, "correction": correction, "eps": eps, "axis": axis,
+        "momentum": momentum, "correction": correction, "eps": eps, "axis": axis, "precision": precision,
     }  # fmt: skip
     return Tensor._op(BatchNorm, x, *given.values(), op_kwargs=options, constant=constant)

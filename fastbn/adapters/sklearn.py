@@ -27,8 +27,8 @@ NO_EPS = 1e-300  # fastbn wants an eps > 0; beside a variance of 1 this one vani
 class BatchNormScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Standardise features: ``(x - mean) / scale``, as `sklearn.preprocessing.StandardScaler` does.
 
-    Statistics are float64, and so is the arithmetic; results have the dtype of X, float32 or float64. NaN, infinity and
-    sparse matrices are refused.
+    Statistics are float64, and so is the arithmetic, whatever ``FASTBN_PRECISION`` says; results have the dtype of X,
+    float32 or float64. NaN, infinity and sparse matrices are refused.
 
     Parameters
     ----------
@@ -134,7 +134,10 @@ class BatchNormScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  #
 
     def _apply(self, X: Array, mean: Array, weight: Array | None, bias: Array | None) -> Array:
         out = X if not self.copy and X.flags.writeable else None
-        return fastbn.batch_norm_inference(X, mean, np.ones_like(mean), weight, bias, eps=NO_EPS, out=out)
+        # A feature may be in units far from 1 that float32 holds and a scale of which it does not.
+        return fastbn.batch_norm_inference(
+            X, mean, np.ones_like(mean), weight, bias, eps=NO_EPS, precision="exact", out=out
+        )
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -22,11 +22,17 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("fastbn.adapters.thinc needs thinc: pip install thinc", name=error.name) from error
 
 STATISTICS = "running_mean", "running_var"
-OPTIONS = "axis", "eps", "momentum", "correction"
+OPTIONS = "axis", "eps", "momentum", "correction", "precision"
 
 
 def BatchNorm(  # noqa: N802  # thinc's layers are functions named as classes
-    nI: int | None = None, *, axis: int = 1, eps: float = 1e-5, momentum: float | None = 0.1, correction: float = 1
+    nI: int | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    momentum: float | None = 0.1,
+    correction: float = 1,
+    precision: str | None = None,
 ) -> Model[FloatsXd, FloatsXd]:
     """Return a layer that normalises every channel of a batch, then scales and shifts it.
 
@@ -39,7 +45,7 @@ def BatchNorm(  # noqa: N802  # thinc's layers are functions named as classes
         Channels, C, which is nO too. Default: those of the sample that `initialize` gets.
     axis : int, default 1
         The channel axis of X, an array of at least two axes. Wrap the layer in `with_array` for lists and Ragged.
-    eps, momentum, correction
+    eps, momentum, correction, precision
         As for `fastbn.BatchNorm`; `momentum` is the weight of the new value, None averages over all batches so far.
 
     Returns
@@ -54,7 +60,8 @@ def BatchNorm(  # noqa: N802  # thinc's layers are functions named as classes
     TypeError, ValueError
         If an option does not fit, here; if data does not, when the layer is called.
     """
-    options: dict[str, Any] = {"axis": axis, "eps": eps, "momentum": momentum, "correction": correction}
+    given = axis, eps, momentum, correction, precision
+    options: dict[str, Any] = dict(zip(OPTIONS, given, strict=True))
     fastbn.BatchNorm(1 if nI is None else nI, **options)  # checks them
     return Model(
         "batchnorm",

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastbn import arithmetic
+
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 FLOAT32 = np.dtype(np.float32)
@@ -99,6 +101,16 @@ def flag(name: str, value: object) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}: expected True or False, got {described(value)}")
     return bool(value)
+
+
+def precision(value: object) -> str:
+    """Check in which arithmetic float32 data are to be computed; None stands for what the process does."""
+    if value is None:
+        return arithmetic.own()
+    if isinstance(value, str) and value in arithmetic.NAMES:
+        return str(value)
+    kind = ValueError if isinstance(value, str) else TypeError
+    raise kind(f"precision: expected None, 'fast' or 'exact', got {described(value)}")
 
 
 def integer(name: str, value: object) -> int:

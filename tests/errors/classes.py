@@ -7,7 +7,7 @@ import numpy as np
 
 import fastbn
 from errors.functions import F4, OnGpu, Unwilling
-from fastbn import BackwardSums, BatchNorm, Moments
+from fastbn import BackwardSums, BatchNorm, Moments, arithmetic
 from fastbn.warmup import warmup
 
 CONSTRUCTOR = [
@@ -25,6 +25,7 @@ CONSTRUCTOR = [
     ("dtype", "None", TypeError, {"dtype": None}),
     ("dtype", "no dtype", TypeError, {"dtype": "nonsense"}),
     ("dtype", "no dtype, of brackets", TypeError, {"dtype": "f4,("}),
+    ("precision", "an unknown name", ValueError, {"precision": "double"}),
     ("device", "an unknown name", ValueError, {"device": "gpu"}),
 ]
 
@@ -133,9 +134,21 @@ EXPLAIN = [
     ("FASTBN_DEVICE", "an unknown name", ValueError, {"environment": "gpu"}),
 ]
 
+
+def first_call(x, environment=""):
+    """The first call of a process with FASTBN_PRECISION in its environment."""
+    try:
+        with mock.patch.dict(os.environ, FASTBN_PRECISION=environment):
+            arithmetic.forget()
+            return fastbn.batch_norm(x)
+    finally:
+        arithmetic.forget()
+
+
 WARMUP = [
     ("dtypes", "an unknown name", ValueError, {"dtypes": ("float8",)}),
     ("dtypes", "none", ValueError, {"dtypes": ()}),
+    ("precision", "an unknown name", ValueError, {"dtypes": ("float32",), "precision": "exactly"}),
 ]
 
 
@@ -158,6 +171,9 @@ TABLE = [
     ("Moments.var", lambda: {"correction": 1}, Moments(2, [0.0], [1.0]).var, VAR),
     ("BackwardSums", statistics("sum_dy", "sum_dy_xhat"), BackwardSums, made_of("sum_dy", "sum_dy_xhat")),
     ("BackwardSums.merge", several(BackwardSums), merge, merged(BackwardSums)),
+    ("the first call", an_array("x"), first_call, [
+        ("FASTBN_PRECISION", "an unknown name", ValueError, {"environment": "double"}),
+    ]),
     ("explain", an_array("x"), explain, EXPLAIN),
     ("to_device", an_array("array"), fastbn.to_device, [
         ("array", "a list", TypeError, {"array": [1.0]}),

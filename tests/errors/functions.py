@@ -141,6 +141,9 @@ FORWARD = [
     ("correction", "1, with moments of one value", ValueError,
      {"moments": fastbn.Moments(1, np.zeros(3), np.ones(3))}),
     ("moments", "given with training=False", ValueError, {"moments": STATISTICS, "training": False}),
+    ("precision", "an unknown name", ValueError, {"precision": "float64"}),
+    ("precision", "a dtype", TypeError, {"precision": np.float64}),
+    ("precision", "a truth value", TypeError, {"precision": True}),
     ("device", "an unknown name", ValueError, {"device": "gpu"}),
     ("device", "a number", TypeError, {"device": 0}),
     ("device", "cuda, where there is none", ValueError, {"device": "cuda"}),
@@ -153,6 +156,7 @@ INFERENCE = [
     ("running_mean", "None", ValueError, {"running_mean": None}),
     ("running_mean, running_var", "None", ValueError, {"running_mean": None, "running_var": None}),
     ("eps", "zero", ValueError, {"eps": 0}),
+    ("precision", "an unknown name", ValueError, {"precision": "high"}),
     ("out", "another shape", ValueError, {"out": np.zeros((4, 3), F4)}),
     ("out", "overlaps running_mean", ValueError, lambda a: {"running_mean": a["out"].reshape(-1)[:3]}),
 ]

@@ -1,11 +1,15 @@
 """Calls of every function: good arguments, some of which are then spoilt, or share memory with others."""
 
+import os
+
 import numpy as np
 from hypothesis import strategies as st
 
 import fastbn
 from fuzz.arrays import DATA, PARAMETERS, Memory, junk, stored, values, within
 
+# float32 that is computed exactly has kernels of its own: as with 16-bit data (`DATA`).
+PRECISIONS = [None] * 6 + ["fast", np.str_("fast")] + (["exact"] if os.environ.get("NUMBA_BOUNDSCHECK") != "1" else [])
 DEVICES = st.sampled_from([None] * 50 + ["cpu", "cpu", "gpu", 0, np.str_("cpu"), ["cpu"]])
 
 
@@ -103,6 +107,7 @@ def forward(draw, spoilt=True):
     arguments["moments"] = None
     if draw(st.integers(0, 6)) == 0:
         arguments["moments"] = moments(draw, channels)
+    arguments["precision"] = draw(st.sampled_from(PRECISIONS * 5 + [""]))
     arguments["out"] = output(draw, memory, x, *(a for a in arguments.values() if isinstance(a, np.ndarray)))
     arguments["device"] = draw(DEVICES)
     if spoilt:

@@ -11,8 +11,8 @@ from fuzz import legal
 from tolerance import check, check_backward, check_forward, relative
 
 NAMES = (
-    "x|weight|bias|running_mean|running_var|training|momentum|correction|eps|axis|moments|out|device|dy|ctx|sums|count|"
-    r"mean|m2|sum_dy|sum_dy_xhat|others|array|num_features|affine|track_running_stats|dtype|mode|state(\[[^:]*\])?"
+    "x|weight|bias|running_mean|running_var|training|momentum|correction|eps|axis|moments|precision|out|device|dy|ctx|"
+    r"sums|count|mean|m2|sum_dy|sum_dy_xhat|others|array|num_features|affine|track_running_stats|dtype|mode|state(\[[^:]*\])?"
 )
 MESSAGE = re.compile(rf"(?s)({NAMES})(, ({NAMES}))*: expected .*, (but|got) |state: expected the keys")
 MODERATE = 1e15

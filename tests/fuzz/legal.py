@@ -97,6 +97,10 @@ def device(value):
     return value is None or (isinstance(value, str) and value == "cpu")
 
 
+def precision(value):
+    return value is None or (isinstance(value, str) and value in ("fast", "exact"))
+
+
 def gpu():
     return bool(os.environ.get("NUMBA_ENABLE_CUDASIM"))
 
@@ -105,6 +109,8 @@ def batch_norm(a):
     """A call of batch_norm with all its arguments."""
     x, training, moments = a["x"], a["training"], a["moments"]
     if not data(x) or not axis(a["axis"], x) or not flag(training) or not device(a["device"]):
+        return False
+    if not precision(a["precision"]):
         return False
     training = bool(training)
     channels = x.shape[operator.index(a["axis"])]

@@ -21,6 +21,7 @@ GOOD = {
     "affine": st.booleans(),
     "track_running_stats": st.sampled_from([True, True, np.True_, False]),
     "dtype": st.sampled_from([np.float32, np.float64, "float32", "d", np.dtype("f4"), float]),
+    "precision": st.sampled_from(calls.PRECISIONS),
     "device": st.sampled_from([None, "cpu"]),
 }
 DTYPES = st.sampled_from([np.floating, np.float16, "a", "f4,(", ">f4", [("a", "f4")], {"names": ["a"]}, "f4,f4",
@@ -42,6 +43,7 @@ def constructible(a):
         if isinstance(a["dtype"], np.generic)
         else any(a["dtype"] is dtype for dtype in (np.float32, np.float64, "float32", "d", float))
         or (isinstance(a["dtype"], np.dtype) and a["dtype"] in PARAMETERS),
+        legal.precision(a["precision"]),
         None if isinstance(a["device"], str) and a["device"] == "cuda" else legal.device(a["device"]),
     )
 
@@ -107,7 +109,7 @@ def as_function(layer, a):
         **dict.fromkeys(("weight", "bias", "running_mean", "running_var")), **layer._arrays(), "moments": None,
         "momentum": 1 / (layer.num_batches_tracked + 1) if layer.momentum is None else layer.momentum,
         "training": layer.training or not layer.track_running_stats, "correction": layer.correction,
-        "eps": layer.eps, "axis": layer.axis, "device": layer.device,
+        "eps": layer.eps, "axis": layer.axis, "precision": layer.precision, "device": layer.device,
     }  # fmt: skip
 
 

@@ -106,16 +106,23 @@ def test_the_command_says_what_it_did(warm):
     )
 
 
-def test_an_unknown_dtype_is_a_usage_error():
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("--dtypes", "float32,int8", ("int8", "float32", "float64", "float16", "bfloat16")),
+        ("--precision", "double", ("'double'", "'fast'", "'exact'")),
+    ],
+)
+def test_an_unknown_name_is_a_usage_error(option, value, named):
     for name in ("rich", "typer"):
         pytest.importorskip(name)
     from typer.testing import CliRunner
 
     from fastbn.cli import app
 
-    result = CliRunner().invoke(app, ["warmup", "--dtypes", "float32,int8"], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, ["warmup", option, value], env={"COLUMNS": "200"})
     assert result.exit_code == 2
-    assert all(name in result.output for name in ("--dtypes", "int8", "float32", "float64", "float16", "bfloat16"))
+    assert all(name in result.output for name in (option, *named))
 
 
 @pytest.mark.parametrize("module", ["rich", "typer"])
@@ -137,10 +144,13 @@ def test_unknown_dtypes_are_refused_before_anything_is_compiled(dtypes):
 
 
 def test_what_is_listed():
-    """Ordinary kernels once; the rare ones, and every twin, if asked for; a dtype more is as many kernels more."""
+    """Ordinary kernels once; the rare ones, and every twin, if asked for; a dtype more is as many kernels more.
+
+    Statistics and higher derivatives of float32 are exact, and so is what these go through with running statistics.
+    """
     ordinary, rare = set(), set()
     for found, asked in ((ordinary, False), (rare, True)):
-        for kernel, dtype, parallel in warmup._tasks(["float32"], asked):
+        for kernel, dtype, parallel in warmup._tasks(["float32"], asked, "fast"):
             assert (kernel.name, dtype.char, parallel) not in found
             found.add((kernel.name, dtype.char, parallel))
     assert ordinary < rare
@@ -149,10 +159,18 @@ def test_what_is_listed():
     }  # fmt: skip
     assert all(not parallel for name, _, parallel in rare if name.startswith(("call_", "large_")))
     kernel = "forward_short_segments"
-    assert {(kernel, "f", True), (kernel, "f", False), ("moments_channels_last", "f", True)} <= rare
-    both = list(warmup._tasks(["float16", "bfloat16"], False))
-    assert len(both) == 2 * len(ordinary)
-    assert {dtype.char for _, dtype, _ in both} == {"h", "H"}
+    assert {(kernel, "f", True), (kernel, "f", False), ("sums_channels_last", "f", True)} <= rare
+    exact = {name for name, char, _ in rare if char == "i"}
+    assert {name.rsplit("_channels_")[0] for name in exact if "_channels_" in name} == {
+        "moments", "jvp", "double_backward", "normalize", "sums", "gradient",
+    }  # fmt: skip
+    assert not {name for name in exact if name.startswith(("moments", "jvp"))} & {n for n, c, _ in rare if c == "f"}
+    for precision, chars in (("fast", "f"), ("exact", "i")):
+        found = list(warmup._tasks(["float32"], False, precision))
+        assert (len(found), {dtype.char for _, dtype, _ in found}) == (len(ordinary), {chars})
+        both = list(warmup._tasks(["float16", "bfloat16"], False, precision))
+        assert (len(both), {dtype.char for _, dtype, _ in both}) == (2 * len(ordinary), {"h", "H"})
+    assert {dtype.char for _, dtype, _ in warmup._tasks(["float32"], True, "exact")} == {"i"}
 
 
 def test_plans_can_name_every_kernel_and_nothing_else():

@@ -28,6 +28,7 @@ class _Options(NamedTuple):
     momentum: float
     correction: float
     training: bool
+    precision: str
     weight: str | None  # its dtype
     bias: str | None
 
@@ -37,7 +38,7 @@ def _run_forward(options: _Options, x: Any, weight: Any, bias: Any, *running: An
     mean, var = running or (None, None)
     y, ctx = fastbn.batch_norm(
         x, weight, bias, running_mean=mean, running_var=var, training=options.training, momentum=options.momentum,
-        correction=options.correction, eps=options.eps, axis=options.axis,
+        correction=options.correction, eps=options.eps, axis=options.axis, precision=options.precision,
     )  # fmt: skip
     return [y, ctx.saved.view(np.uint32), *(running if options.training else ())]
 
@@ -45,7 +46,9 @@ def _run_forward(options: _Options, x: Any, weight: Any, bias: Any, *running: An
 def _context(options: _Options, x: Any, saved: Any) -> fastbn.Context:
     weight, bias = (None if name is None else np.dtype(name) for name in (options.weight, options.bias))
     count = x.size // x.shape[options.axis]
-    return fastbn.Context(x, options.axis, count, saved.view(np.float64), weight, bias, not options.training)
+    rows = saved.view(np.float64)
+    frozen = not options.training
+    return fastbn.Context(x, options.axis, count, rows, weight, bias, frozen, precision=options.precision)
 
 
 def _run_backward(options: _Options, x: Any, saved: Any, dy: Any) -> list[Any]:
@@ -97,7 +100,7 @@ def _forward(options: _Options, x: Any, weight: Any, bias: Any, running: Any) ->
     results = [(x.shape, x.dtype), ((ROWS, 2 * channels[0]), np.uint32), *new]
     arguments = [x, weight, bias, *running]
     if xla.takes(x.dtype.name, {a.dtype.name for a in arguments[1:] if a is not None}):
-        target = xla.forward(_split(x.shape, options.axis), x.dtype.name, options.training)
+        target = xla.forward(_split(x.shape, options.axis), x.dtype.name, options.precision, options.training)
         y, saved, *updated = _foreign(target, options, options.training, results, arguments)
     else:
         y, saved, *updated = _call(_run_forward, options, results, arguments)
@@ -118,7 +121,7 @@ def _backward(options: _Options, x: Any, weight: Any, saved: Any, dy: Any) -> An
     channels = (x.shape[options.axis],)
     dtypes = options.weight, options.bias
     if xla.takes(x.dtype.name, set(dtypes)):
-        target = xla.backward(_split(x.shape, options.axis), x.dtype.name)
+        target = xla.backward(_split(x.shape, options.axis), x.dtype.name, options.precision)
         results = [(x.shape, x.dtype), *2 * [(channels, parameter_dtype(x.dtype.name))]]
         dx, *sums = _foreign(target, options, not options.training, results, [x, saved, dy])
         return dx, *(None if dtype is None else s for dtype, s in zip(dtypes, sums, strict=True))
@@ -171,6 +174,7 @@ def batch_norm(
     correction: float = 1,
     eps: float = 1e-5,
     axis: int = -1,
+    precision: str | None = None,
 ) -> tuple[Any, Any, Any]:
     """Normalise every channel of a batch, then scale and shift it: `fastbn.batch_norm` for arrays of JAX.
 
@@ -181,7 +185,7 @@ def batch_norm(
     running_mean, running_var : jax.Array of float32 or float64, shape (C,), optional
         No gradient flows through them, neither in nor out. ``momentum=1, correction=0`` returns the batch's own
         mean and variance.
-    training, momentum, correction, eps
+    training, momentum, correction, eps, precision
         As for `fastbn.batch_norm`, and fixed under `jax.jit`. Momentum is the weight of the new value: 0.01 where Flax
         has 0.99.
     axis : int, default -1
@@ -202,12 +206,13 @@ def batch_norm(
     given = [None if a is None else jnp.asarray(a) for a in (x, weight, bias, running_mean, running_var)]
     x, weight, bias, mean, var = given
     call = ForwardCall.check(
-        x, weight, bias, mean, var, training, momentum, correction, eps, axis, None, None, look=_look, in_place=False
-    )
+        x, weight, bias, mean, var, training, momentum, correction, eps, axis, None, precision, None,
+        look=_look, in_place=False,
+    )  # fmt: skip
     if x.size == 0:
         return x, mean, var
     dtypes = (None if dtype is None else dtype.name for dtype in call.dtypes)
     momentum = call.momentum if call.updates else 0.0
-    options = _Options(call.axis, call.eps, momentum, call.correction, call.training, *dtypes)
+    options = _Options(call.axis, call.eps, momentum, call.correction, call.training, call.precision, *dtypes)
     y, _, running = _forward(options, x, weight, bias, () if mean is None else (mean, var))
     return y, *(running or (None, None))

@@ -19,7 +19,7 @@ from fastbn.backends.cpu import plan
 from fastbn_kernels.build import interrupts, regions, threads
 from fastbn_kernels.build.addresses import address_of, call_bool, words
 from fastbn_kernels.cpu import flat_calls, kernel
-from fastbn_kernels.cpu.flat_calls import LIKE, parameter_dtype
+from fastbn_kernels.cpu.flat_calls import LIKE, parameter_dtype, seen_as
 
 _lock = threading.Lock()
 _handlers: dict[str, Any] = {}  # what XLA knows, and has the addresses of
@@ -79,8 +79,9 @@ class Target(NamedTuple):
     groups: int
 
 
-def forward(shape: tuple[int, int, int], dtype: str, train: bool) -> Target:
+def forward(shape: tuple[int, int, int], dtype: str, precision: str, train: bool) -> Target:
     """Return what takes a forward pass of data (N, C, S): the kernel that the plan names."""
+    dtype = seen_as(dtype, precision)
     own = _plan(shape, dtype)
     if own.call_forward is not None:
         name = _known("whole_forward", dtype, own, own.call_forward)
@@ -89,8 +90,9 @@ def forward(shape: tuple[int, int, int], dtype: str, train: bool) -> Target:
     return Target(name, own.past_cache[0], own.groups)
 
 
-def backward(shape: tuple[int, int, int], dtype: str) -> Target:
+def backward(shape: tuple[int, int, int], dtype: str, precision: str) -> Target:
     """Return what takes a backward pass of data (N, C, S): the kernel that the plan names."""
+    dtype = seen_as(dtype, precision)
     own = _plan(shape, dtype)
     if own.call_backward is not None:
         name = _known("whole_backward", dtype, own, own.call_backward)

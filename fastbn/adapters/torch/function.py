@@ -86,8 +86,9 @@ def context_of(x: Tensor, saved: fastbn.Context) -> fastbn.Context:
     if x.is_cuda:
         return saved
     return fastbn.Context(
-        array(x), saved.axis, saved.count, saved.saved, saved.weight_dtype, saved.bias_dtype, saved.frozen
-    )
+        array(x), saved.axis, saved.count, saved.saved, saved.weight_dtype, saved.bias_dtype, saved.frozen,
+        precision=saved.precision,
+    )  # fmt: skip
 
 
 class BatchNormFunction(torch.autograd.Function):

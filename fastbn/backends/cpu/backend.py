@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import layout
+from fastbn import arithmetic, layout
+from fastbn.arithmetic import EXACT
 from fastbn.backends.cpu import small_calls
 from fastbn.backends.protocol import Support
 from fastbn.call import BackwardCall, DoubleBackwardCall, ForwardCall, JvpCall, MomentsCall, as_it_is
@@ -57,12 +58,12 @@ def forward(call: ForwardCall) -> tuple[Array, Context]:
         saved[WEIGHT] = 1.0 if call.weight is None else call.weight
         saved[BIAS] = 0.0 if call.bias is None else call.bias
     if call.training and call.moments is None and call.channels > 0:
-        _normalize(x, call.axis, y, launch().forward, saved, call.eps)
+        _normalize(call, y, launch().forward, saved)
     else:
         _take_statistics(call, saved)
         if x.size:
-            _normalize(x, call.axis, y, launch().normalize, saved, call.eps)
-    ctx = Context(x, call.axis, call.count, saved, *call.dtypes, call.frozen, call.moments)
+            _normalize(call, y, launch().normalize, saved)
+    ctx = Context(x, call.axis, call.count, saved, *call.dtypes, call.frozen, call.moments, call.precision)
     if call.updates:
         _update_running(call, ctx)
     if call.over_x:
@@ -84,10 +85,11 @@ def _take_statistics(call: ForwardCall, saved: Array) -> None:
             saved[INVSTD] = 1 / np.sqrt(saved[VAR] + call.eps)
 
 
-def _normalize(x: Array, axis: int, y: Array, function: Callable[..., None], saved: Array, eps: float) -> None:
+def _normalize(call: ForwardCall, y: Array, function: Callable[..., None], saved: Array) -> None:
     """Call a launch that reads x and writes y, as (N, C, S)."""
-    source, target, buffer = layout.for_forward(x, y, axis)
-    function(source, saved, eps, target)
+    x, y = arithmetic.seen(call.x, call.precision), arithmetic.seen(y, call.precision)
+    source, target, buffer = layout.for_forward(x, y, call.axis)
+    function(source, saved, call.eps, target)
     if buffer is not None:
         y[...] = buffer
 
@@ -107,8 +109,8 @@ def _update_running(call: ForwardCall, ctx: Context) -> None:
 
 
 def moments(call: MomentsCall) -> Moments:
-    """Return the statistics of every channel."""
-    x = call.x
+    """Return the statistics of every channel, of float32 in float64 always: who asks for them wants digits."""
+    x = arithmetic.seen(call.x, EXACT)
     channels = x.shape[call.axis]
     if x.size == 0:
         return Moments(call.count, np.zeros(channels), np.zeros(channels))
@@ -123,8 +125,13 @@ def sums(call: BackwardCall) -> BackwardSums:
     """Return the sums of the backward pass over this x."""
     if call.x.size == 0:
         return _no_sums(call)
-    dy, x, _ = layout.for_backward(call.dy, call.x, call.ctx.axis)
+    dy, x, _ = layout.for_backward(*_seen(call), call.ctx.axis)
     return BackwardSums(call.ctx.count, *launch().sums(dy, x, _writable(call.ctx)))
+
+
+def _seen(call: BackwardCall) -> tuple[Array, Array]:
+    """Return dy and x as kernels take them."""
+    return arithmetic.seen(call.dy, call.precision), arithmetic.seen(call.x, call.precision)
 
 
 def _no_sums(call: BackwardCall) -> BackwardSums:
@@ -138,10 +145,11 @@ def backward(call: BackwardCall) -> Gradients:
         dx = layout.empty(call.x) if call.out is None else call.out
         given = given or _no_sums(call)
     else:
-        dy, x, template = layout.for_backward(call.dy, call.x, ctx.axis)
-        dx = layout.empty(template) if call.out is None else call.out
-        fits = layout.of(dx, ctx.axis).fits(layout.of(template, ctx.axis))
-        buffer = dx if fits else layout.empty(template)
+        dy, x, template = layout.for_backward(*_seen(call), ctx.axis)
+        dx = layout.empty(template).view(call.x.dtype) if call.out is None else call.out
+        written = arithmetic.seen(dx, call.precision)
+        fits = layout.of(written, ctx.axis).fits(layout.of(template, ctx.axis))
+        buffer = written if fits else layout.empty(template)
         target = layout.of(buffer, ctx.axis).view(buffer)
         if given is None:
             given = BackwardSums(ctx.count, *launch().backward(dy, x, _writable(ctx), ctx.frozen, target))
@@ -149,7 +157,7 @@ def backward(call: BackwardCall) -> Gradients:
             rows = np.stack([given.sum_dy, given.sum_dy_xhat])
             launch().gradient(dy, x, _writable(ctx), rows, given.count, ctx.frozen, target)
         if not fits:
-            dx[...] = buffer
+            written[...] = buffer
     if call.over_x:
         ctx.forget_x()
     return Gradients(
@@ -158,13 +166,13 @@ def backward(call: BackwardCall) -> Gradients:
 
 
 def double_backward(call: DoubleBackwardCall) -> tuple[Array, Array, Array | None]:
-    """Return ddy, dx and dweight."""
+    """Return ddy, dx and dweight, of float32 computed in float64 always."""
     ctx = call.ctx
     x, v, g = _stored_alike(call.x, ctx.axis, call.ddx, call.dy)
     ddy, dx = layout.empty(x), layout.empty(x)
     dweight = np.zeros(ctx.channels)
     if x.size:
-        view = layout.of(x, ctx.axis).view
+        view = _view(x, ctx.axis)
         dweight = derivatives().double_backward(
             view(v), call.ddweight, call.ddbias, view(g), view(x), _writable(ctx), ctx.frozen, view(ddy), view(dx)
         )
@@ -172,12 +180,12 @@ def double_backward(call: DoubleBackwardCall) -> tuple[Array, Array, Array | Non
 
 
 def jvp(call: JvpCall) -> Array:
-    """Return the tangent of y."""
+    """Return the tangent of y, of float32 computed in float64 always."""
     ctx = call.ctx
     x, v = _stored_alike(call.x, ctx.axis, call.tx)
     ty = layout.empty(x)
     if x.size:
-        view = layout.of(x, ctx.axis).view
+        view = _view(x, ctx.axis)
         derivatives().jvp(view(v), call.tweight, call.tbias, view(x), _writable(ctx), ctx.frozen, view(ty))
     return ty
 
@@ -197,6 +205,12 @@ def _stored_alike(x: Array, axis: int, *others: Array | None) -> list[Array]:
             array = copy
         alike.append(array)
     return alike
+
+
+def _view(x: Array, axis: int) -> Callable[[Array], Array]:
+    """Return what makes (N, C, S) of arrays stored as x is, to be computed exactly."""
+    own = layout.of(x, axis)
+    return lambda array: arithmetic.seen(own.view(array), EXACT)
 
 
 def _writable(ctx: Context) -> Array:

@@ -1,7 +1,8 @@
 """Launches on the processor.
 
-Every array of data comes as (N, C, S), contiguous; `saved` holds the rows that `fastbn_kernels.saved` defines. The plan
-of a tensor names the kernel of every operation, and all kernels of an operation take the same arguments.
+Every array of data comes as (N, C, S), contiguous, and as `arithmetic.seen` made it: float32 that is to be computed in
+float64 as its bits, an int32. `saved` holds the rows that `fastbn_kernels.saved` defines. The plan of a tensor names
+the kernel of every operation, and all kernels of an operation take the same arguments.
 """
 
 from __future__ import annotations
@@ -43,14 +44,11 @@ def plan_of(x: Array) -> plan.Plan:
     return plan.make(shape[0], shape[1], shape[2] if len(shape) == 3 else 1, as_bits(x).dtype.char, count)
 
 
-def as_bits(array: Array, exact: bool = False) -> Array:
-    """Return the bits of 16-bit floats as integers, whose sign tells float16 and bfloat16 apart.
-
-    float32 stays as it is, unless its arithmetic is to be `exact`, float64: kernels know that by its bits, an int32.
-    """
+def as_bits(array: Array) -> Array:
+    """Return the bits of 16-bit floats as integers, whose sign tells float16 and bfloat16 apart."""
     if array.itemsize == 2:
         return array.view(np.int16 if array.dtype == np.float16 else np.uint16)
-    return array.view(np.int32) if exact and array.dtype == np.float32 else array
+    return array
 
 
 def data_of(array: Array, own: plan.Plan) -> Array:

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import layout
+from fastbn import arithmetic, layout
+from fastbn.arithmetic import EXACT
 from fastbn.checks.scalars import is_half
 from fastbn.context import Context, Gradients
 from fastbn_kernels.saved import ROWS
@@ -57,12 +58,16 @@ def _fits(parameter: Any, channels: int) -> bool:
 
 def forward(
     x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: Any, momentum: Any, correction: Any,
-    eps: Any, axis: Any, out: Any,
+    eps: Any, axis: Any, precision: Any, out: Any,
 ) -> tuple[Array, Context] | None:  # fmt: skip
     """Return y and the context of a forward pass, or None."""
     if type(x) is not NDARRAY or type(axis) is not int or type(eps) is not float or type(momentum) is not float:
         return None
     if training is not True and training is not False:
+        return None
+    if precision is None:
+        precision = arithmetic.default or arithmetic.learn()
+    elif type(precision) is not str or precision not in arithmetic.NAMES:
         return None
     dtype, shape, strides = x.dtype, x.shape, x.strides
     absent = ABSENT.get(dtype)
@@ -86,8 +91,11 @@ def forward(
     if type(y) is not NDARRAY or y.shape != shape or y.strides != strides or y.dtype != dtype:
         return None
     saved = np.empty((ROWS, C))
+    source, target = x, y
+    if precision == EXACT:
+        source, target = arithmetic.seen(x, precision), arithmetic.seen(y, precision)
     done = (_backend or backend()).call_forward(
-        own.compact(x),
+        own.compact(source),
         absent if weight is None else weight,
         absent if bias is None else bias,
         absent if running_mean is None else running_mean,
@@ -96,7 +104,7 @@ def forward(
         float(correction),
         eps,
         training,
-        own.compact(y),
+        own.compact(target),
         saved,
     )
     if done == REFUSED:
@@ -109,6 +117,8 @@ def forward(
         None if weight is None else weight.dtype,
         None if bias is None else bias.dtype,
         not training,
+        None,
+        precision,
     )
     if done == OVER_X:
         ctx.forget_x()
@@ -136,8 +146,11 @@ def backward(dy: Any, ctx: Any, out: Any) -> Gradients | None:
     if type(dx) is not NDARRAY or dx.shape != shape or dx.strides != strides or dx.dtype != dtype:
         return None
     dweight, dbias = np.empty((2, own.shape[1]), absent.dtype)
+    gradient, source, target = dy, x, dx
+    if ctx.precision == EXACT:
+        gradient, source, target = (arithmetic.seen(array, EXACT) for array in (dy, x, dx))
     done = (_backend or backend()).call_backward(
-        own.compact(dy), own.compact(x), ctx.saved, ctx.frozen, own.compact(dx), dweight, dbias
+        own.compact(gradient), own.compact(source), ctx.saved, ctx.frozen, own.compact(target), dweight, dbias
     )
     if done == REFUSED:
         return None

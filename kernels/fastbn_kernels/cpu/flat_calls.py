@@ -38,13 +38,20 @@ CHANNELS_LAST, CHANNELS_FIRST = (0, 0), (0, 0, 0)  # values of shapes
 # What may be done after the normalization, by its number.
 ACTIVATIONS = None, RELU, RELU6, SILU
 
-# A value of what kernels see of a dtype; 16-bit floats are their bits, told apart by the sign.
+# A value of what kernels see of a dtype; 16-bit floats are their bits, told apart by the sign, and so is float32 that
+# is to be computed in float64 (`build/decorators.DTYPES`).
 LIKE: dict[str, Any] = {
     "float32": np.float32(0),
+    "float32_exact": np.intc(0),
     "float64": np.float64(0),
     "float16": np.int16(0),
     "bfloat16": np.uint16(0),
 }
+
+
+def seen_as(dtype: str, precision: str) -> str:
+    """Return the name in LIKE of data of a dtype, to be computed "fast" or "exact"."""
+    return "float32_exact" if (dtype, precision) == ("float32", "exact") else dtype
 
 
 def parameter_dtype(dtype: str) -> str:

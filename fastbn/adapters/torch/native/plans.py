@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numba.core.compiler_lock import global_compiler_lock
 
+from fastbn import arithmetic
 from fastbn.adapters.torch.native import shim, table
 from fastbn.backends.cpu import plan
 from fastbn_kernels.build import interrupts
@@ -41,6 +42,7 @@ def _complete(found: Any) -> None:
     N, C, S, kind = (int(n) for n in found[: table.KEYS])
     operation, kind = kind % table.OPERATIONS, kind // table.OPERATIONS
     dtype, kind = shim.DTYPES[kind % table.DTYPES], kind // table.DTYPES
+    dtype = flat_calls.seen_as(dtype, arithmetic.own())
     code, threads = kind % table.TAILS, kind // table.TAILS
     activation = flat_calls.ACTIVATIONS[code % table.RESIDUAL]
     tail = (activation, RESIDUAL) if code >= table.RESIDUAL else activation

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numba import config
 
+from fastbn import arithmetic
 from fastbn.adapters.torch.native import entries, plans, shim, table
 from fastbn_kernels.build import interrupts, spread
 from fastbn_kernels.build.machine import kept
@@ -59,6 +60,7 @@ def works() -> bool:
     It does with the releases that say why a call failed (2.13 and later), where parallel loops can be led to PyTorch's
     pool (`fastbn_kernels.build.spread`).
     """
+    arithmetic.own()  # raises what is wrong with it here, where it is a Python error
     with interrupts.held_back():
         try:
             return _register()
