@@ -1,22 +1,22 @@
 """How far a result may be from the oracle: derived from the formats, not fitted.
 
 float64, and float32 with precision="exact", are computed in float64 and rounded once to the dtype of the data, so the
-error is half a unit in the last place plus the float64 error. The longest chain of additions is a tile, 8192 values; with rounding errors that are independent
-and of mean zero, a chain of n errs by more than L sqrt(n) 2^-53 with a probability below 2 exp(-L^2 / 2) (Higham and
-Mary 2019, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41). L = 8 makes that 3e-14.
-A tile's values are summed as (x - k) and (x - k)^2 with a k that is at most 8 standard deviations off its mean, which
-magnifies errors by at most (1 + 8)^2, and by (1 + reach)^2 where reach, the largest |x - mean| / std, is less. Merging
-a tile rounds four times more.
+error is half a unit in the last place plus the float64 error. The longest chain of additions is a tile, 8192 values;
+with rounding errors that are independent and of mean zero, a chain of n errs by more than L sqrt(n) 2^-53 with a
+probability below 2 exp(-L^2 / 2) (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis", SIAM
+J. Sci. Comput. 41). L = 8 makes that 3e-14. A tile's values are summed as (x - k) and (x - k)^2 with a k that is at most
+8 standard deviations off its mean, which magnifies errors by at most (1 + 8)^2, and by (1 + reach)^2 where reach, the
+largest |x - mean| / std, is less. Merging a tile rounds four times more.
 
 On float16 and bfloat16 the arithmetic is float32, but no chain of additions in it is longer than 8. What is then done
 to a value rounds four times more: a coefficient or two, a difference, a multiply-add.
 
 float32 is computed in float32 as well, and held to a contract: ULPS units in the last place of its terms, VAR for the
-variance and, in standard deviations, the mean. With u = 2^-24, half a unit at most: a term (x - mean) * scale is rounded
-as a difference and as a coefficient, the sum as a multiply-add and its other term as a coefficient, 3 u in all. A sum
-of 8 is off by 8 u of its absolute terms at most, by some 2 u if errors are independent, a variance by that times 4 at
-most (the shift is no more than sqrt(3) standard deviations off), and scale by half of it. The terms of a sum are the sum
-of absolute values, those of xhat itself max(|xhat|, 1), because the mean is off by some u of a standard deviation.
+variance and, in standard deviations, the mean. With u = 2^-24, half a unit at most: a term (x - mean) * scale is
+rounded as a difference and as a coefficient, the sum as a multiply-add and its other term as a coefficient, 3 u in all.
+A sum of 8 is off by 8 u of its absolute terms at most, by some 2 u if errors are independent, a variance by 4 times
+that at most (the shift is no more than sqrt(3) standard deviations off), and scale by half of it. The terms of a sum
+are the sum of absolute values, those of xhat itself max(|xhat|, 1): the mean is off by some u of a standard deviation.
 """
 
 import numpy as np
