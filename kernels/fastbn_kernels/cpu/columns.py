@@ -87,6 +87,20 @@ def save_moments(x: Array, count: float, offsets: Array, at: int, c0: int, c1: i
         put(saved, VAR, c, n, div(m2, like(m2, count)))
 
 
+@scalar
+def save_channel_moments(x: Array, count: float, numbers: Array, saved: Array) -> None:
+    """Fill MEAN, MEAN_LO, M2 and VAR of all channels of x from numbers (3, C): origin, mean - origin and m2."""
+    C = saved.shape[1]
+    for c in range(0, C, LANES):
+        n = min(LANES, C - c)
+        mean, low = mean_pairs(x, param(numbers, 0, c, n), param(numbers, 1, c, n))
+        m2 = param(numbers, 2, c, n)
+        put(saved, MEAN, c, n, mean)
+        put(saved, MEAN_LO, c, n, low)
+        put(saved, M2, c, n, m2)
+        put(saved, VAR, c, n, div(m2, like(m2, count)))
+
+
 # ---------------------------------------------------------------- what values are computed with
 
 

@@ -132,8 +132,8 @@ def tile_moments(x: Array, c: int, tile: int) -> tuple[float, float, float]:
 
 
 @scalar
-def channel_moments(x: Array, c: int) -> tuple[float, float, float]:
-    """Return (mean, low, m2) of channel c, tile after tile."""
+def channel_group(x: Array, c: int) -> tuple[float, float]:
+    """Return (mean - origin, m2) of channel c, tile after tile."""
     count = 0.0
     offset = 0.0
     m2 = 0.0
@@ -141,6 +141,13 @@ def channel_moments(x: Array, c: int) -> tuple[float, float, float]:
         tile_n, tile_offset, tile_m2 = tile_moments(x, c, tile)
         offset, m2 = merge(count, offset, m2, tile_n, tile_offset, tile_m2)
         count += tile_n
+    return offset, m2
+
+
+@scalar
+def channel_moments(x: Array, c: int) -> tuple[float, float, float]:
+    """Return (mean, low, m2) of channel c."""
+    offset, m2 = channel_group(x, c)
     mean, low = as_pair(x, channel_origin(x, c), offset)
     return mean, low, m2
 

@@ -24,15 +24,23 @@ from fastbn_kernels.build.decorators import (
     scalar,
 )
 from fastbn_kernels.cpu.backward import (
-    channel_gradient,
+    channel_sums,
     wide_gradient_params,
     wide_sums_params,
     write_block_gradient,
 )
-from fastbn_kernels.cpu.columns import all_params, fill_forward, save_moments, save_sums
+from fastbn_kernels.cpu.columns import (
+    all_params,
+    fill_forward,
+    fill_gradient,
+    fill_sums,
+    save_channel_moments,
+    save_moments,
+    save_sums,
+)
 from fastbn_kernels.cpu.loops.segments import segments_sums, write_segment
-from fastbn_kernels.cpu.moments import block_moments, channel_moments, channel_origin, sum_again, tile_shift, unit_again
-from fastbn_kernels.cpu.params import FORWARD_ROWS, as_pair, gradient_params, normalized_with, xhat_sum
+from fastbn_kernels.cpu.moments import block_moments, channel_group, channel_origin, sum_again, tile_shift, unit_again
+from fastbn_kernels.cpu.params import FORWARD_ROWS, GRADIENT_ROWS, as_pair
 from fastbn_kernels.cpu.simd.ops import address
 from fastbn_kernels.cpu.sweeps import block_sums, empty_params, empty_wide, repeat_rows, write_block
 from fastbn_kernels.cpu.tiles import block_tasks, rows_together, tile_count
@@ -169,19 +177,20 @@ def call_forward_channels_first(
         return REFUSED
     begin_saved(x, weight, bias, running_mean, running_var, training, saved)
     if training:
+        numbers = np.empty((3, C))
+        share = 1.0 / (N * S)
         for c in range(C):
-            # As `channel_moments`, without the calls, which cost more than 49 values, unless it will sum again.
+            origin = channel_origin(x, c)
+            numbers[0, c] = origin
+            # As `channel_group`, without the calls, which cost more than 49 values, unless it will sum again.
             if x.itemsize < 8 and tile_count(N, S) == 1:
                 k = tile_shift(x, c, 0)
                 sums, squares = segments_sums(None, x, c * S, C * S, N, S, (-k, 1.0), None)
-                share, origin = 1.0 / (N * S), channel_origin(x, c)
                 if not (sum_again(x, share, sums, squares) or unit_again(x, share, squares, k) != 1.0):
-                    offset, saved[M2, c] = group(share, k - origin, sums, squares)
-                    saved[MEAN, c], saved[MEAN_LO, c] = as_pair(x, origin, offset)
+                    numbers[1, c], numbers[2, c] = group(share, k - origin, sums, squares)
                     continue
-            saved[MEAN, c], saved[MEAN_LO, c], saved[M2, c] = channel_moments(x, c)
-        for c in range(C):
-            saved[VAR, c] = saved[M2, c] / (N * S)
+            numbers[1, c], numbers[2, c] = channel_group(x, c)
+        save_channel_moments(x, np.float64(N * S), numbers, saved)
     params = all_params(x, saved, eps)
     for segment in range(N * C):
         c = segment % C
@@ -223,20 +232,23 @@ def call_backward_channels_first(
     if not backward_fits(dy, x, dx):
         return REFUSED
     N, C, S = x.shape
+    params, sums = np.empty((GRADIENT_ROWS, C)), np.empty((2, C))
+    fill_sums(x, saved, 0, C, params, 0)
     for c in range(C):
-        if tile_count(N, S) == 1:  # as `channel_gradient`, without the calls
-            sums, products = segments_sums(dy, x, c * S, C * S, N, S, normalized_with(x, saved, c), tail)
-            products = xhat_sum(x, saved, c, sums, products)
-            params = gradient_params(x, np.float64(N * S), saved, c, sums, products)
-            for n in range(N):
-                start = (n * C + c) * S
-                if not frozen:
-                    write_segment(dy, x, start, S, params, dx, False, tail)
-                elif tail is None:
-                    write_segment(dy, None, start, S, (params[6],), dx, False, None)
-                else:
-                    write_segment(dy, x, start, S, params, dx, False, (tail,))
-            dbias[c], dweight[c] = sums, products
+        given = params[0, c], params[1, c], params[2, c], params[3, c]
+        sums[0, c], sums[1, c] = channel_sums(dy, x, c, given, tail)
+    save_sums(x, saved, 0, C, sums, 0, sums)
+    fill_gradient(x, np.float64(N * S), saved, sums, 0, C, params, 0)
+    for segment in range(N * C):
+        c, start = segment % C, segment * S
+        if frozen and tail is None:
+            write_segment(dy, None, start, S, (params[6, c],), dx, False, None)
+            continue
+        made = params[0, c], params[1, c], params[2, c], params[3, c], params[4, c], params[5, c], params[6, c]
+        if frozen:
+            write_segment(dy, x, start, S, made, dx, False, (tail,))
         else:
-            dbias[c], dweight[c] = channel_gradient(dy, x, c, saved, c, frozen, dx, False, tail)
+            write_segment(dy, x, start, S, made, dx, False, tail)
+    for c in range(C):
+        dbias[c], dweight[c] = sums[0, c], sums[1, c]
     return answer(x, dx)
