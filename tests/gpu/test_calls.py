@@ -6,8 +6,8 @@ import pytest
 import fastbn
 import reference
 from gpu_helpers import gpu, gradients, here, needed, poisoned, there  # noqa: F401
+from gpu_tolerance import check_backward, check_forward
 from grid import affine, draw
-from tolerance import check_backward, check_forward
 
 pytestmark = needed
 

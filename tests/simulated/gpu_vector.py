@@ -38,7 +38,7 @@ WIDE = (np.dtype(np.float64), np.dtype(np.int32))
 
 
 class Pointer:
-    """What a kernel gets for data: a flat array (floats as their bits, or not) and how much of it is taken at a time."""
+    """What a kernel gets for data: a flat array, as `arrays.bits` says, and how much of it is taken at a time."""
 
     def __init__(self, array: Any, scalars: bool) -> None:
         self.array = array

@@ -93,7 +93,7 @@ class Library:
         """Return the address of a device array."""
         return int(self.describe(value)[0])  # type: ignore[index]
 
-    def argument(self, value: Any, axis: int, data: bool, scalars: bool) -> Any:
+    def argument(self, value: Any, axis: int, data: bool, scalars: bool, precision: str) -> Any:
         """Return what a kernel gets for a contiguous array, of data or of params."""
         return self.address(value)
 

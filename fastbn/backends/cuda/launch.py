@@ -1,7 +1,8 @@
 """Launches on a GPU.
 
-Every array is a shadow (see `arrays`), data as (N, C, S) and contiguous; float32 to be computed in float64 comes as its
-bits, an int32. `saved` is (ROWS, C) as in `fastbn_kernels.saved`. One launch forward, one backward; nothing is allocated but workspace, once a stream.
+Every array is a shadow (see `arrays`), data as (N, C, S), contiguous, and as `arithmetic.seen` has made it: float32 to
+be computed in float64 as its bits, an int32. `saved` is (ROWS, C) as in `fastbn_kernels.saved`. One launch forward, one
+backward; nothing is allocated but workspace, once a stream.
 
 `tail` is what is done after the normalization, None for nothing: see `fastbn_kernels.cuda.element`.
 """

@@ -1,13 +1,13 @@
 """Mean and sum of squared deviations a channel; the twin of `fastbn_kernels.cpu.moments`.
 
-A channel is summed as (x - k) and (x - k)^2 around one shift k near its mean. Chan's merge of partial results that share
-a shift is an addition, so threads, warps and blocks add. If k proves too far off the mean, the channel is summed once
-more around the mean.
+A channel is summed as (x - k) and (x - k)^2 around one shift k near its mean. Chan's merge of partial results that
+share a shift is an addition, so threads, warps and blocks add. If k proves too far off the mean, the channel is summed
+once more around the mean.
 
 In float64, k is the first value, and too far are 8 standard deviations. In float32, of whose 24 bits not one can be
-spared, k is the mean of values from all over the channel, which take one load of some threads instead of one of all, and
-too far is the square root of 3; sums are of 8 values at most, then float64. Where squares leave the range of float32,
-values are taken in another unit.
+spared, k is the mean of values from all over the channel, a load for each of some threads in the place of one for all,
+and too far is the square root of 3; sums are of 8 values at most, then float64. Where squares leave the range of
+float32, values are taken in another unit.
 
 Two families: channels first, x (N, C, S), by `loops.segments`; channels last, x (R, C), by `loops.rows`. A group of
 `blocks` blocks takes a channel, or a group of columns, at a time.
@@ -94,11 +94,14 @@ def moments_of(x: Any, k: float, unit: float, share: float, total: float, square
 @device
 def channel_shift(x: Any, c: int, N: int, C: int, S: int, Q: int, scratch: Any) -> float:
     """Return what the sums of channel c are taken around at first, the same in every block."""
+    k: float = 0.0
     if single(x):
         one, count = sample(x, c, N, C, S, Q, i32(cuda.threadIdx.x), WARP)
         one, count = block_sums(one, count, scratch)
-        return f64(rounded(x, finite_or_zero(one / count)))
-    return finite_or_zero(value(x, i64(c) * S, i64(N) * C * S))
+        k = f64(rounded(x, finite_or_zero(one / count)))
+    else:
+        k = finite_or_zero(value(x, i64(c) * S, i64(N) * C * S))
+    return k
 
 
 @device
@@ -177,11 +180,12 @@ def sums_over_copies(sums: Any, column: int, columns: int, C: int, together: int
 def sampled_mean(scratch: Any, column: int, columns: int, rows: int, C: int, together: int) -> float:
     """Return the mean of the channel of a column over the rows of `sample_rows`."""
     first = column % C if together > 1 else column
-    total = 0.0
+    total: float = 0.0
     for row in range(rows):
         for i in range(together):
             total += scratch[row * columns + first + i * C]
-    return total / (f64(rows) * together)
+    mean: float = total / (f64(rows) * together)
+    return mean
 
 
 @device
@@ -192,7 +196,8 @@ def group_moments(
 ) -> tuple[float, float, float, int]:  # fmt: skip
     """Return (mean, mean_lo, m2) of the channel of the column `base` + this thread, if it is one, and the next phase.
 
-    R and the columns are those of wide rows, `together` rows of C channels each. `shifts` has what they are centred with.
+    R and the columns are those of wide rows, `together` rows of C channels each. `shifts` is for what they are centred
+    with.
     """
     V = width(x)
     thread = i32(cuda.threadIdx.x)

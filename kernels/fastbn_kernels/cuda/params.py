@@ -6,8 +6,8 @@ They are float64 in shared memory, a row each for as many columns as a block has
     ... slope / unit, offset                           to write dx
 
 A mean is held as values of x are computed, and what that rounds off it is added to its low part: saved rows may come
-from arithmetic of another precision, or from the CPU. Of float64 arithmetic and of float16 the unit is 1: its row is not
-touched, and no instruction comes of it.
+from arithmetic of another precision, or from the CPU. Of float64 arithmetic, and of float16, the unit is 1: its row is
+not touched, and no instruction comes of it.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def xhat_sum(x: Any, saved: Any, c: int, C: int, total: float, products: float) 
     mean, low = mean_pair(x, saved, c, C)
     invstd = saved[INVSTD * i64(C) + c]
     _, inverse = unit_for(x, mean, invstd)
-    return sum_with_xhat(total, products * inverse, low, invstd)
+    found: float = sum_with_xhat(total, products * inverse, low, invstd)
+    return found
 
 
 # ---------------------------------------------------------------- as vectors

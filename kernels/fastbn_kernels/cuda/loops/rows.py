@@ -51,7 +51,7 @@ def sample_rows(x: Any, base: int, R: int, wide: int, row_threads: int, columns:
     """Fill scratch with columns of rows from all over R; return how many rows these are."""
     thread = i32(cuda.threadIdx.x)
     row, column = i32(thread // row_threads), i32(thread % row_threads * width(x))
-    rows = i32(min(i32(cuda.blockDim.x // row_threads), SAMPLE, R))
+    rows: int = i32(min(i32(cuda.blockDim.x // row_threads), SAMPLE, R))
     if row < rows and base + column < wide:
         values = decoded(x, load(x, i64(row) * i32(R // rows) * wide + base + column))
         for i in range(width(x)):
@@ -87,7 +87,10 @@ def columns_sums(linear: Any, squares: Any, row_threads: int, columns: int, V: i
 def rows_sums(
     x: Any, column: int, first: int, step: int, R: int, C: int, around: Any, smem: Any, smem_vectors: int
 ) -> tuple[Any, Any]:
-    """Return this thread's sums of d and of d^2, centred `around` a shift, a column each, over rows first, first + step, ..."""
+    """Return this thread's sums of d and of d^2, a column each, over rows first, first + step, ...
+
+    `around` is what values are centred with: a shift, and a unit.
+    """
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
     linear, squares = widen(splat(x, 0.0)), widen(splat(x, 0.0))
     stride = i64(step) * C

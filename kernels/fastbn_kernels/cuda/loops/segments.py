@@ -108,7 +108,7 @@ def segments_sums(
     x: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, around: Any, smem: Any,
     smem_vectors: int,
 ) -> tuple[float, float]:  # fmt: skip
-    """Return this thread's sums of d and of d^2, centred `around` a shift, and keep its first chunks."""
+    """Return this thread's sums of d and of d^2, and keep its first chunks; `around` is a shift, and a unit."""
     V = width(x)
     zero = rounded(x, 0.0)
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
