@@ -107,7 +107,7 @@ def check_everything(rng, shape, axis, dtype, mean=3.0, outliers=None, size=1.0)
     f = reference.forward(x, weight, bias, axis=axis, eps=eps)
     y, ctx = fastbn.batch_norm(there(x), there(weight), there(bias), out=poisoned(shape, dtype), **options)
     check_forward(here(y), f, weight, bias, **own)
-    check_var(ctx.moments.var(), f, x.size // C, dtype, exact=exact)
+    check_var(ctx.moments.var() / size**2, f.var / size**2, f, x.size // C, dtype, exact=exact)
     grads = gradients(fastbn.batch_norm_backward(there(dy), ctx, out=poisoned(shape, dtype)))
     assert (grads.dx.dtype, grads.dweight.dtype) == (dtype, parameter_dtype(dtype))
     check_backward(grads, reference.backward(dy, x, weight, axis=axis, eps=eps), dy, f, weight, **own)
@@ -159,24 +159,23 @@ def test_an_outlier_in_first_place(rng, gpu, shape, dtype):  # noqa: F811
     check_everything(rng, shape, 1, dtype, outliers=FIRST[shape])
 
 
-@pytest.mark.parametrize(
-    ("shape", "outliers", "dtype"),
-    [
-        ((9, 3, 8, 8), np.s_[:, :, ::2, 0], np.float32),
-        ((128, 12), np.s_[::8], np.float32),
-        ((256, 3), np.s_[::8], np.float32),
-    ],
-)
-def test_outliers_where_samples_are_taken(rng, gpu, shape, outliers, dtype):  # noqa: F811
-    """Their mean is what sums are taken around at first in float32; they are then taken again."""
+@pytest.mark.parametrize(("shape", "outliers"), [((8, 2, 16, 16), np.s_[:, :, ::4, 0]), ((2048, 4), np.s_[::128])])
+def test_outliers_where_samples_are_taken(rng, gpu, shape, outliers):  # noqa: F811
+    """Their mean is what sums are taken around at first in float32; of x - k all others would be rounded alike."""
     gpu(multiprocessors=4)
-    check_everything(rng, shape, 1, dtype, outliers=outliers)
+    C = shape[1]
+    x = np.broadcast_to(rng.uniform(3, 4, C).reshape([1, C] + [1] * (len(shape) - 2)), shape).astype(np.float32)
+    x[outliers] = 1e4
+    y, ctx = fastbn.batch_norm(there(x))
+    f = reference.forward(x)
+    check_forward(here(y), f)
+    check_var(ctx.moments.var(), f.var, f, x.size // C, np.float32)
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [
     ((6, 3, 8, 8), np.float32), ((6, 3, 7, 7), ml_dtypes.bfloat16), ((70, 12), np.float32), ((48, 3), EXACT),
 ])  # fmt: skip
-@pytest.mark.parametrize("size", [1e-20, 1e19])
+@pytest.mark.parametrize("size", [1e-22, 1e19])
 def test_values_whose_squares_are_out_of_range(rng, shape, dtype, size):
     check_everything(rng, shape, 1, dtype, size=size)
 
