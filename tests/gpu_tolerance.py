@@ -51,11 +51,16 @@ def close(actual, expected, error):
     assert excess.max(initial=0) <= 1, f"off by {float(excess.max()):.3g} times what it may be"
 
 
+def statistics_error(count, reach, dtype, *, exact=False):
+    """The error of the statistics of data, and of what is computed with them, relative to the terms involved."""
+    if np.dtype(dtype) == FLOAT32:
+        return relative(count, reach) if exact else VAR
+    return relative(count, reach, dtype)
+
+
 def check_var(var, expected, f, count, dtype, *, exact=False):
     """Check variances of values of size 1; those of a constant may come out as next to nothing."""
-    dtype = np.dtype(dtype)
-    fast = dtype == FLOAT32 and not exact
-    error = VAR if fast else relative(count, np.abs(f.xhat).max(), np.float64 if exact else dtype) + 1e-12
+    error = statistics_error(count, np.abs(f.xhat).max(), dtype, exact=exact) + 1e-12
     np.testing.assert_allclose(var, expected.astype(float), rtol=error, atol=1e-20)
 
 
