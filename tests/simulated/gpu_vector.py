@@ -58,7 +58,7 @@ def single(x: Pointer) -> bool:
 
 def in_units(x: Pointer) -> bool:
     """Return whether they are taken in a unit."""
-    return x.array.dtype in (np.float32, np.uint16)
+    return bool(x.array.dtype == np.float32)
 
 
 def load(x: Pointer, at: int) -> Any:

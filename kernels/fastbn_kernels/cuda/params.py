@@ -6,8 +6,8 @@ They are float64 in shared memory, a row each for as many columns as a block has
     ... slope / unit, offset                           to write dx
 
 A mean is held as values of x are computed, and what that rounds off it is added to its low part: saved rows may come
-from arithmetic of another precision, or from the CPU. Of float64 arithmetic, and of float16, the unit is 1: its row is
-not touched, and no instruction comes of it.
+from arithmetic of another precision, or from the CPU. But for float32 data in float32 arithmetic the unit is 1: its row
+is not touched, and no instruction comes of it.
 """
 
 from __future__ import annotations

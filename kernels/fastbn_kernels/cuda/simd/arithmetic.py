@@ -43,7 +43,7 @@ def single(typingctx: Any, x: Any) -> Any:
 
 @intrinsic
 def in_units(typingctx: Any, x: Any) -> Any:
-    """Return likewise whether values of x are taken in a unit: float16 is in the range of float32 when squared, too."""
+    """Return likewise whether values of x are taken in a unit."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return const(has_units(x), ir.IntType(1))

@@ -30,8 +30,12 @@ def compute_type(x: Any) -> Any:
 
 
 def has_units(x: Any) -> bool:
-    """Return whether values of x are computed in float32 and have its range, so that their squares may leave it."""
-    return x.dtype in (types.float32, types.uint16)
+    """Return whether values of x are taken in a unit, so that their squares do not leave the range of float32.
+
+    Those of float16 do not. Those of bfloat16 may, below 1e-19 and beyond 1e19, but a unit for each of eight numbers a
+    vector is eight registers, which kernels for rows do not have: three of them spill on sm_80.
+    """
+    return bool(x.dtype == types.float32)
 
 
 def vector_of(x: Any) -> Any:
