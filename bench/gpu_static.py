@@ -3,7 +3,8 @@
     python bench/gpu_static.py [--kernels forward_channels_first,...] [--dtypes float32,...] [--architectures 90,...]
 
 Every kernel is compiled for every dtype and architecture by NVVM, as on a machine with that GPU, and assembled by
-ptxas. The table says what it takes: registers, shared memory, spilled bytes, the narrowest load and store of its hot
+ptxas; for `exact`, float32 that is computed in float64, on one: it loads as float32 and computes as float64 does. The
+table says what it takes: registers, shared memory, spilled bytes, the narrowest load and store of its hot
 loops, and how many blocks of the launch plan's size a multiprocessor holds. It fails, with exit code 1, if anything is
 spilled, if a hot loop loads or stores less than 16 bytes at a time, if a kernel has no hot loop, or if fewer blocks fit
 than the plans count on. Hot loops are the innermost loops with four loads of data; what is left over, and edges inside
@@ -33,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fastbn.backends.cuda import plan as cuda_plan
 from fastbn.backends.cuda.plan import BLOCKS_PER_SM, THREADS, Device, capacity
 
-CHARS = {"float32": "f", "float64": "d", "float16": "h", "bfloat16": "H"}
+CHARS = {"float32": "f", "exact": "i", "float64": "d", "float16": "h", "bfloat16": "H"}
 
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": shared memory of a block and of a
 # multiprocessor. All three have 65536 registers, given out to warps by the 256.
@@ -225,10 +226,14 @@ def main() -> int:
     given = parser.parse_args()
     kernels, dtypes = given.kernels.split(","), given.dtypes.split(",")
     architectures = given.architectures.split(",")
-    jobs = [(k, d, a, False) for k in kernels for d in dtypes for a in architectures]
-    # Data that is not aligned is taken a value at a time; one architecture shows what there is to see.
-    jobs += [(k, d, architectures[-1], True) for k in [*kernels, "copy_strided", "convert_strided"] for d in dtypes]
-    jobs = [job for job in jobs if job[0] != "convert_strided" or CHARS[job[1]] in "fd"]
+    once = "90" if "90" in architectures else architectures[-1]
+    jobs = [(k, d, a, False) for k in kernels for d in dtypes for a in architectures if d != "exact" or a == once]
+    # Data that is not aligned is taken a value at a time; one architecture shows what there is to see, and one dtype of
+    # 16 bits: the other differs in the conversion.
+    single = [d for d in dtypes if d != "exact" and not (d == "float16" and "bfloat16" in dtypes)]
+    jobs += [(k, d, architectures[-1], True) for k in kernels for d in single]
+    jobs += [("copy_strided", d, architectures[-1], True) for d in dtypes if d != "exact"]
+    jobs += [("convert_strided", d, architectures[-1], True) for d in dtypes if d in ("float32", "float64")]
     with ProcessPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool:
         rows = list(pool.map(examine, *zip(*jobs, strict=True)))
     head = [field.name for field in fields(Row)]

@@ -7,7 +7,7 @@ Sections, in this order: machine, checks, copy, timing, launch, compiled, huge, 
 what no longer fits is recorded as skipped. Everything runs in child processes, so that a kernel that hangs or breaks
 the GPU for its process fails alone, and FILE is written again and again, so that a kill loses little. The exit code is
 1 if anything of fastbn's failed. With NUMBA_ENABLE_CUDASIM=1 and --tiny all of it runs in the simulator, without
-PyTorch.
+PyTorch. The dtype `exact` is float32 that is computed in float64.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the JSON file; required but in a child")
     parser.add_argument("--seconds", type=float, default=520, help="the time for everything")
     parser.add_argument("--only", default=",".join(SECTIONS), help="the sections to run, with commas")
-    parser.add_argument("--dtypes", default="float32,bfloat16,float16,float64", help="of the checks")
+    parser.add_argument("--dtypes", default="float32,bfloat16,float16,float64,exact", help="of the checks")
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the checks' data")
     parser.add_argument("--lanes", type=int, default=min(8, max(1, (os.cpu_count() or 2) // 2)),
                         help="processes that check at a time")  # fmt: skip

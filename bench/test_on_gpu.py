@@ -95,7 +95,7 @@ def test_everything_in_the_simulator(tmp_path):
     assert whats == {
         "training", "backward", "frozen", "moments", "sums", "shared", "in place", "nan", "allocated",
     }  # fmt: skip
-    for dtype in ("float32", "float64", "float16", "bfloat16"):
+    for dtype in ("float32", "exact", "float64", "float16", "bfloat16"):
         assert sum(dtype in row["id"] and row.get("ok", False) for row in checks) >= 2 * len(whats)
 
     assert {row["operation"] for row in sections["timing"]} == {"forward", "inference", "backward"}

@@ -58,5 +58,14 @@ def gradients(grads):
     return fastbn.Gradients(*(None if g is None else here(g) for g in (grads.dx, grads.dweight, grads.dbias)))
 
 
+# In the place of a dtype: float32, computed in float64.
+EXACT = "exact"
+
+
+def arithmetic_of(dtype):
+    """Return dtype and precision; without a choice it is that of the process."""
+    return (np.float32, "exact") if dtype is EXACT else (dtype, "fast")
+
+
 def parameter_dtype(dtype):
     return np.float64 if dtype is np.float64 else np.float32

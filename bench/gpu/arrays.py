@@ -19,6 +19,9 @@ class Unsupported(Exception):  # noqa: N818 - nothing went wrong
 
 
 def dtype(name: str) -> np.dtype[Any]:
+    """Return the dtype of data, which of "exact" is float32."""
+    if name == "exact":
+        name = "float32"
     if name != "bfloat16":
         return np.dtype(name)
     import ml_dtypes
@@ -93,7 +96,7 @@ class Torch(Numba):
 
     def random(self, shape: tuple[int, ...], name: str, last: bool = False) -> Any:
         """Return a tensor of values that are neither centred nor of variance 1; `last` is a memory format."""
-        tensor = self.torch.empty(shape, device=self.where, dtype=getattr(self.torch, name))
+        tensor = self.torch.empty(shape, device=self.where, dtype=getattr(self.torch, dtype(name).name))
         if last:
             tensor = tensor.to(memory_format=self.torch.channels_last)
         return tensor.normal_(0.5, 1.5)

@@ -15,10 +15,11 @@ import numpy as np
 
 import fastbn
 import reference
+from gpu_tolerance import check_backward, check_forward, statistics_error
 from grid import affine, draw
-from tolerance import check, check_backward, check_forward, relative
+from tolerance import check
 
-from . import arrays, knobs
+from . import arrays, knobs, peers
 from .cases import Check
 
 MOMENTUM = 0.1
@@ -43,6 +44,8 @@ class Trial:
     def __init__(self, case: Check, seed: int) -> None:
         self.case, self.axis = case, case.axis
         self.own = arrays.house(case.owner)
+        self.precision = peers.precision_of(case.dtype)
+        self.bounds: dict[str, Any] = {"exact": self.precision == "exact"}
         rng = np.random.default_rng([seed, zlib.crc32(case.id.encode())])
         data = arrays.dtype(case.dtype)
         # Where 16 bits are far from zero, their spacing is an eighth of the standard deviation.
@@ -89,7 +92,7 @@ class Trial:
     def forward(self, out: Any = None, x: Any = None, **more: Any) -> tuple[Any, fastbn.Context]:
         """Call `batch_norm`."""
         x = self.stored(self.x) if x is None else x
-        return fastbn.batch_norm(x, *self.parameters, axis=self.axis, out=out, **more)
+        return fastbn.batch_norm(x, *self.parameters, axis=self.axis, out=out, precision=self.precision, **more)
 
     def gradients(self, grads: fastbn.Gradients) -> fastbn.Gradients:
         """Return gradients on the host."""
@@ -115,8 +118,8 @@ def tuple_of(grads: fastbn.Gradients) -> tuple[Any, ...]:
     return grads.dx, grads.dweight, grads.dbias
 
 
-def check_moments(t: Trial, m: fastbn.Moments) -> None:
-    error = relative(t.count, t.reach, t.x.dtype)
+def check_moments(t: Trial, m: fastbn.Moments, exact: bool) -> None:
+    error = statistics_error(t.count, t.reach, t.x.dtype, exact=exact)
     m2 = t.batch.var * t.count
     assert m.count == t.count, f"count {m.count}, not {t.count}"
     check(m.mean, t.batch.mean, error * np.sqrt(t.batch.var).max())
@@ -136,14 +139,14 @@ def training(t: Trial) -> None:
 
     first = once()
     y, mean, var, m_mean, m2, _ = first
-    check_forward(y, t.batch, t.weight, t.bias)
-    check_moments(t, fastbn.Moments(t.count, m_mean, m2))
+    check_forward(y, t.batch, t.weight, t.bias, axis=t.axis, **t.bounds)
+    check_moments(t, fastbn.Moments(t.count, m_mean, m2), **t.bounds)
     if t.count > 1:
-        error = relative(t.count, t.reach, t.x.dtype)
+        error = statistics_error(t.count, t.reach, t.x.dtype, **t.bounds)
         batch_var = t.batch.var * t.count / (t.count - 1)
         old_mean, old_var = np.abs(t.mean).max(), np.abs(t.var).max()
         mean_terms, var_terms = np.abs(t.batch.mean).max(), batch_var.max()
-        if t.x.itemsize == 2:  # what is rounded to float32 is the batch's part alone
+        if t.x.itemsize == 2 or t.case.dtype == "float32":  # what is rounded to float32 is the batch's part alone
             old_mean, old_var, error = t.reach * np.sqrt(var_terms), 0, MOMENTUM * error
             var_terms *= t.reach**2
         check(mean, reference.running(t.mean, t.batch.mean, MOMENTUM), error * float(old_mean + mean_terms))
@@ -163,7 +166,7 @@ def backward(t: Trial) -> None:
     for got, given in ((first.dweight, t.weight), (first.dbias, t.bias)):
         assert (got is None) == (given is None)
         assert got is None or got.dtype == given.dtype, f"a gradient is of {got.dtype}"
-    check_backward(first, t.backward, t.dy, t.batch, t.weight)
+    check_backward(first, t.backward, t.dy, t.batch, t.weight, axis=t.axis, **t.bounds)
     same(tuple_of(first), tuple_of(once()), "computed again")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 import fastbn
 import reference
-from tolerance import check, check_backward, check_forward, relative
+from gpu_tolerance import check_backward, check_forward, statistics_error
+from tolerance import check
 
 from . import arrays
 from .check import Trial, check_moments, same, tuple_of
@@ -21,7 +22,7 @@ def frozen(t: Trial) -> None:
         running = t.there(t.mean), t.there(t.var)
         y, ctx = t.forward(t.poisoned(), running_mean=running[0], running_var=running[1], training=False)
         other = fastbn.batch_norm_inference(
-            t.stored(t.x), *running, *t.parameters, axis=t.axis, out=t.poisoned()
+            t.stored(t.x), *running, *t.parameters, axis=t.axis, out=t.poisoned(), precision=t.precision
         )  # fmt: skip
         grads = t.gradients(fastbn.batch_norm_backward(t.stored(t.dy), ctx, out=t.poisoned()))
         return t.fetch(y), t.fetch(other), *map(t.fetch, running), *tuple_of(grads)
@@ -29,24 +30,24 @@ def frozen(t: Trial) -> None:
     first = once()
     given = {"mean": t.mean, "var": t.var, "axis": t.axis}
     f = reference.forward(t.x, t.weight, t.bias, **given)
-    check_forward(first[0], f, t.weight, t.bias)
+    check_forward(first[0], f, t.weight, t.bias, axis=t.axis, **t.bounds)
     same(first[:1], first[1:2], "batch_norm_inference")
     same(first[2:4], (t.mean, t.var), "running statistics, which inference must leave alone")
     grads = fastbn.Gradients(*first[4:])
-    check_backward(grads, reference.backward(t.dy, t.x, t.weight, **given), t.dy, f, t.weight)
+    check_backward(grads, reference.backward(t.dy, t.x, t.weight, **given), t.dy, f, t.weight, axis=t.axis, **t.bounds)
     same(first, once(), "computed again")
 
 
 def moments(t: Trial) -> None:
     """Check `batch_moments`."""
     first, second = (fastbn.batch_moments(t.stored(t.x), axis=t.axis) for _ in range(2))
-    check_moments(t, first)
+    check_moments(t, first, exact=True)
     same((first.mean, first.m2), (second.mean, second.m2), "computed again")
 
 
 def check_sums(t: Trial, sums: fastbn.BackwardSums) -> None:
     _, dweight, dbias = t.backward
-    error = relative(t.count, t.reach, t.x.dtype) * float(np.abs(t.dy).max()) * t.count
+    error = statistics_error(t.count, t.reach, t.x.dtype, **t.bounds) * float(np.abs(t.dy).max()) * t.count
     assert sums.count == t.count, f"count {sums.count}, not {t.count}"
     check(sums.sum_dy, dbias, error)
     check(sums.sum_dy_xhat, dweight, error * (1 + t.reach))
@@ -84,8 +85,8 @@ def shared(t: Trial) -> None:
         return y, np.concatenate([g.dx for g in grads], along), grads[0].dweight, grads[0].dbias
 
     first = once()
-    check_forward(first[0], t.batch, t.weight, t.bias)
-    check_backward(fastbn.Gradients(*first[1:]), t.backward, t.dy, t.batch, t.weight)
+    check_forward(first[0], t.batch, t.weight, t.bias, axis=t.axis, **t.bounds)
+    check_backward(fastbn.Gradients(*first[1:]), t.backward, t.dy, t.batch, t.weight, axis=t.axis, **t.bounds)
     same(first, once(), "computed again")
 
 
@@ -135,7 +136,7 @@ def allocated(t: Trial) -> None:
     other = fastbn.batch_norm_backward(t.stored(t.dy), ctx, out=t.poisoned()).dx
     same([t.fetch(dx)], [t.fetch(other)], "dx without out=")
     plain, _ = t.forward(t.own.send(np.full(t.x.shape, np.nan, t.x.dtype)), x)
-    check_forward(t.fetch(plain), t.batch, t.weight, t.bias)
+    check_forward(t.fetch(plain), t.batch, t.weight, t.bias, axis=t.axis, **t.bounds)
     same([fastbn.to_host(x)], [t.x], "to_host")
     same([fastbn.to_host(fastbn.to_device(t.x))], [t.x], "to_device")
 

@@ -47,18 +47,25 @@ def inputs(own: Any, shape: tuple[int, ...], layout: str, dtype: str) -> Inputs:
     return Inputs(x, y, dy, dx, *numbers, axis)
 
 
-def ours(operation: str, sets: list[Inputs]) -> Contender:
+def precision_of(dtype: str) -> str:
+    """Return in which arithmetic data are to be computed."""
+    return "exact" if dtype == "exact" else "fast"
+
+
+def ours(operation: str, sets: list[Inputs], dtype: str) -> Contender:
+    options = {"eps": EPS, "precision": precision_of(dtype)}
+
     def make(s: Inputs) -> Callable[[], Any]:
         if operation == "forward":
             return lambda: fastbn.batch_norm(
-                s.x, s.weight, s.bias, running_mean=s.mean, running_var=s.var, momentum=MOMENTUM, eps=EPS, axis=s.axis,
-                out=s.y,
+                s.x, s.weight, s.bias, running_mean=s.mean, running_var=s.var, momentum=MOMENTUM, axis=s.axis,
+                out=s.y, **options,
             )  # fmt: skip
         if operation == "inference":
             return lambda: fastbn.batch_norm_inference(
-                s.x, s.mean, s.var, s.weight, s.bias, eps=EPS, axis=s.axis, out=s.y
+                s.x, s.mean, s.var, s.weight, s.bias, axis=s.axis, out=s.y, **options
             )  # fmt: skip
-        _, ctx = fastbn.batch_norm(s.x, s.weight, s.bias, eps=EPS, axis=s.axis, out=s.y)
+        _, ctx = fastbn.batch_norm(s.x, s.weight, s.bias, axis=s.axis, out=s.y, **options)
         return lambda: fastbn.batch_norm_backward(s.dy, ctx, out=s.dx)
 
     return Contender(OURS, [make(s) for s in sets])

@@ -21,7 +21,7 @@ SECONDS = {True: 0.005, False: 0.04}
 # Below so many bytes of x a launch is a large part of a call, and graphs are timed as well.
 SMALL = 64 << 20
 # Results of 16 bits may be rounded to either neighbour; sums of others are good to some 1e-5 in float32.
-APART = {"float32": 1e-3, "float64": 1e-9, "float16": 4e-3, "bfloat16": 2e-2}
+APART = {"float32": 1e-3, "exact": 1e-3, "float64": 1e-9, "float16": 4e-3, "bfloat16": 2e-2}
 # (read, written) tensors, where everything is kept on the chip and where it is not.
 TENSORS = {"forward": (2, 3), "inference": (2, 2), "backward": (3, 5)}
 
@@ -54,7 +54,7 @@ def shape_of(s: peers.Inputs, operation: str, dtype: str, layout: str) -> dict[s
 def apart(own: Any, s: peers.Inputs, operation: str, dtype: str) -> float:
     """Return how far fastbn is off PyTorch, relative to the largest value: a wrong kernel must not win."""
     torch = own.torch
-    peers.ours(operation, [s]).calls[0]()
+    peers.ours(operation, [s], dtype).calls[0]()
     got = s.dx if operation == "backward" else s.y
     theirs = peers.eager(own, operation, [s], False)
     want = theirs.calls[0]()
@@ -65,8 +65,8 @@ def apart(own: Any, s: peers.Inputs, operation: str, dtype: str) -> float:
     return off
 
 
-def contenders_of(own: Any, operation: str, sets: list[peers.Inputs]) -> list[Contender]:
-    made = [peers.ours(operation, sets), peers.copy(own, sets)]
+def contenders_of(own: Any, operation: str, sets: list[peers.Inputs], dtype: str) -> list[Contender]:
+    made = [peers.ours(operation, sets, dtype), peers.copy(own, sets)]
     if own.name == "torch":
         made += [peers.eager(own, operation, sets, cudnn) for cudnn in (True, False)]
     return made
@@ -99,7 +99,7 @@ def run(given: dict[str, Any], tell: Tell) -> None:
     for operation in OPERATIONS:
         row = shape_of(sets[0], operation, given["dtype"], given["layout"]) | {"sets": len(sets)}
         try:
-            contenders = contenders_of(own, operation, sets)
+            contenders = contenders_of(own, operation, sets, given["dtype"])
             row["plan"] = recorded(contenders[0])
             row["tensors"] = TENSORS[operation][not row["plan"]["kept"]]
             if own.name == "torch":
@@ -117,7 +117,7 @@ def run_slow(given: dict[str, Any], tell: Tell) -> None:
         return
     operation = given["operation"]
     sets = sets_of(own, tuple(given["shape"]), given["layout"], given["dtype"])
-    contenders = [peers.ours(operation, sets)]
+    contenders = [peers.ours(operation, sets, given["dtype"])]
     unavailable = {}
     for name, make in (
         ("torch.compile", lambda: peers.compiled(own, operation, sets)),
@@ -139,7 +139,7 @@ def run_launches(given: dict[str, Any], tell: Tell) -> None:
     for shape, layout in (((32, 64), "NC"), ((8, 64, 7, 7), "NCHW")):
         sets = [peers.inputs(own, (*shape[:1], 3, *shape[2:]) if given["tiny"] else shape, layout, "float32")]
         for operation in OPERATIONS:
-            for contender in contenders_of(own, operation, sets):
+            for contender in contenders_of(own, operation, sets, "float32"):
                 row = shape_of(sets[0], operation, "float32", layout) | {"who": contender.name}
                 try:
                     tell(row | {"us": _launch(own, contender, given["tiny"])})

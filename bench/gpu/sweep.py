@@ -58,7 +58,7 @@ def _one(
     own: Any, operation: str, sets: list[peers.Inputs], row: dict[str, Any], given: dict[str, Any],
     tell: Callable[[dict[str, Any]], None],
 ) -> None:  # fmt: skip
-    ours = peers.ours(operation, sets)
+    ours = peers.ours(operation, sets, row["dtype"])
     base = rows.recorded(ours)
     tried = variants(base, given["knobs"])[: 4 if given["tiny"] else None]
     contenders, plans = [], {}

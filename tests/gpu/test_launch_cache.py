@@ -6,9 +6,9 @@ import pytest
 import fastbn
 import reference
 from fastbn.backends.cuda import launch_cache
-from gpu_helpers import here, needed, poisoned, there
-from grid import affine, draw
-from tolerance import check_backward, check_forward
+from gpu_helpers import EXACT, arithmetic_of, here, needed, poisoned, there
+from gpu_tolerance import check_backward, check_forward
+from grid import affine, draw, thinned
 
 pytestmark = needed
 
@@ -38,11 +38,14 @@ def taken(monkeypatch):
     return counts
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
-@pytest.mark.parametrize(("shape", "axis"), SHAPES)
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("given", [True, False])
-def test_fresh_data_each_time(rng, taken, shape, axis, training, given, dtype):
+@pytest.mark.parametrize(
+    ("case", "training", "given", "dtype"),
+    thinned(SHAPES, [True, False], [True, False], [np.float32, np.float64, np.float16, EXACT]),
+)
+def test_fresh_data_each_time(rng, taken, case, training, given, dtype):
+    shape, axis = case
+    dtype, precision = arithmetic_of(dtype)
+    bounds = {"axis": axis, "exact": precision == "exact"}
     C = shape[axis]
     for _ in range(3):
         x, dy = draw(rng, shape, dtype, mean=3), draw(rng, shape, dtype)
@@ -52,14 +55,14 @@ def test_fresh_data_each_time(rng, taken, shape, axis, training, given, dtype):
         device_mean, device_var = there(mean), there(var)
         y, ctx = fastbn.batch_norm(
             there(x), there(weight), there(bias), running_mean=device_mean, running_var=device_var,
-            training=training, axis=axis, out=out,
+            training=training, axis=axis, out=out, precision=precision,
         )  # fmt: skip
         frozen = {} if training else {"mean": mean, "var": var}
-        check_forward(here(y), reference.forward(x, weight, bias, axis=axis, **frozen), weight, bias)
+        check_forward(here(y), reference.forward(x, weight, bias, axis=axis, **frozen), weight, bias, **bounds)
         grads = fastbn.batch_norm_backward(there(dy), ctx, out=over)
         own = fastbn.Gradients(here(grads.dx), here(grads.dweight), here(grads.dbias))
         f = reference.forward(x, axis=axis, **frozen)
-        check_backward(own, reference.backward(dy, x, weight, axis=axis, **frozen), dy, f, weight)
+        check_backward(own, reference.backward(dy, x, weight, axis=axis, **frozen), dy, f, weight, **bounds)
         if training:
             batch_mean, _ = reference.moments(x, axis)
             expected = reference.running(mean, batch_mean, 0.1).astype(float)
@@ -73,7 +76,7 @@ def test_what_differs_takes_the_long_way(rng, taken):
     x = there(draw(rng, (6, 4, 8, 8), np.float32))
     weight = there(np.ones(4, np.float32))
     fastbn.batch_norm(x, weight)
-    for changed in ({"eps": 1e-3}, {"axis": -3}, {"training": False}, {"momentum": 0.5}):
+    for changed in ({"precision": "exact"}, {"eps": 1e-3}, {"axis": -3}, {"training": False}, {"momentum": 0.5}):
         more = {"running_mean": there(np.zeros(4, np.float32)), "running_var": there(np.ones(4, np.float32))}
         y, _ = fastbn.batch_norm(x, weight, **(more | changed))
         assert np.isfinite(here(y)).all()

@@ -7,6 +7,7 @@ from typing import Any
 from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
 from fastbn import layout
+from fastbn.arithmetic import seen
 from fastbn.backends.cuda import arrays
 
 
@@ -36,7 +37,7 @@ class Simulated(arrays.Library):
         """Return the array that is wrapped, with whatever dtype and flags it has."""
         return value._ary
 
-    def argument(self, value: Any, axis: int, data: bool, scalars: bool) -> Any:
+    def argument(self, value: Any, axis: int, data: bool, scalars: bool, precision: str) -> Any:
         """Return what a simulated kernel gets."""
         from fastbn_kernels.cuda import memory
 
@@ -44,7 +45,7 @@ class Simulated(arrays.Library):
         if not data:
             return memory.params_argument(shadow)
         view = layout.of(shadow, axis).view(shadow)
-        return memory.argument(view.view(arrays.bits(view.dtype)) if view.itemsize == 2 else view, scalars)
+        return memory.argument(seen(view.view(arrays.bits(view.dtype)), precision), scalars)
 
 
 def install() -> None:

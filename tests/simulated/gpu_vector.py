@@ -8,10 +8,12 @@ import numpy as np
 
 __all__ = [
     "add",
+    "centre",
     "decoded",
     "dot",
     "fma",
     "get",
+    "in_units",
     "inside",
     "load",
     "load_once",
@@ -19,6 +21,7 @@ __all__ = [
     "mul",
     "put",
     "rounded",
+    "single",
     "smem_load",
     "smem_store",
     "splat",
@@ -31,21 +34,31 @@ __all__ = [
     "width",
 ]
 
-HALVES = (np.dtype(np.int16), np.dtype(np.uint16))
+WIDE = (np.dtype(np.float64), np.dtype(np.int32))
 
 
 class Pointer:
-    """What a kernel gets for data: a flat array (16-bit floats as their bits) and how much of it is taken at a time."""
+    """What a kernel gets for data: a flat array, as `arrays.bits` says, and how much of it is taken at a time."""
 
     def __init__(self, array: Any, scalars: bool) -> None:
         self.array = array
         self.count = 1 if scalars else 16 // array.itemsize
-        self.half = array.dtype in HALVES
+        self.single = array.dtype not in WIDE
 
 
 def width(x: Pointer) -> int:
     """Return how many values of x are taken at a time."""
     return x.count
+
+
+def single(x: Pointer) -> bool:
+    """Return whether values of x are computed in float32."""
+    return x.single
+
+
+def in_units(x: Pointer) -> bool:
+    """Return whether they are taken in a unit."""
+    return bool(x.array.dtype == np.float32)
 
 
 def load(x: Pointer, at: int) -> Any:
@@ -74,7 +87,9 @@ def decoded(x: Pointer, raw: Any) -> tuple[Any, ...]:
         return tuple(raw.view(np.float16).astype(np.float32))
     if raw.dtype == np.uint16:
         return tuple((raw.astype(np.uint32) << np.uint32(16)).view(np.float32))
-    return tuple(raw.astype(np.float64))
+    if raw.dtype == np.int32:
+        return tuple(raw.view(np.float32).astype(np.float64))
+    return tuple(raw)
 
 
 def _rounded(y: Pointer, values: tuple[Any, ...]) -> Any:
@@ -85,6 +100,8 @@ def _rounded(y: Pointer, values: tuple[Any, ...]) -> Any:
         bits = np.array(values, np.float32).view(np.uint32)
         even = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
         return np.where(np.isnan(np.array(values)), 0x7FFF, even).astype(np.uint16)
+    if y.array.dtype == np.int32:
+        return np.array(values, np.float32).view(np.int32)
     return np.array(values, y.array.dtype)
 
 
@@ -114,7 +131,7 @@ def smem_load(smem: Any, slot: int) -> Any:
 
 def rounded(x: Pointer, value: Any) -> Any:
     """Round a float64 to the type that values of x are computed with."""
-    return np.float32(value) if x.half else np.float64(value)
+    return np.float32(value) if x.single else np.float64(value)
 
 
 def splat(x: Pointer, value: Any) -> tuple[Any, ...]:
@@ -156,6 +173,11 @@ def _fused(a: Any, b: Any, c: Any) -> Any:
 def fma(a: tuple[Any, ...], b: tuple[Any, ...], c: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a * b + c, rounded once."""
     return tuple(_fused(p, q, r) for p, q, r in zip(a, b, c, strict=True))
+
+
+def centre(x: Pointer, values: tuple[Any, ...], minus: tuple[Any, ...], unit: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return values * unit + minus, rounded once; values + minus where there is no unit but 1."""
+    return fma(values, unit, minus) if in_units(x) else add(values, minus)
 
 
 def where_positive(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -41,8 +41,10 @@ def own_stream(stream: int) -> Any:
 
 
 def bits(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the integer that a 16-bit float is passed to kernels as: signed for float16, unsigned for bfloat16."""
-    return np.dtype(np.int16 if dtype == np.float16 else np.uint16)
+    """Return what data of a dtype are passed to kernels as: of 16-bit floats the integers, signed for float16."""
+    if dtype.itemsize == 2:
+        return np.dtype(np.int16 if dtype == np.float16 else np.uint16)
+    return dtype
 
 
 class _Export:
@@ -91,7 +93,7 @@ class Library:
         """Return the address of a device array."""
         return int(self.describe(value)[0])  # type: ignore[index]
 
-    def argument(self, value: Any, axis: int, data: bool, scalars: bool) -> Any:
+    def argument(self, value: Any, axis: int, data: bool, scalars: bool, precision: str) -> Any:
         """Return what a kernel gets for a contiguous array, of data or of params."""
         return self.address(value)
 

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastbn.arithmetic import EXACT, FLOAT32, seen
 from fastbn.backends.cuda import availability, launch, launch_cache, transfer
 from fastbn.backends.cuda.arrays import library
 from fastbn.backends.cuda.context import DeviceContext, SentContext
@@ -18,6 +19,7 @@ from fastbn.backends.cuda.device_call import DeviceCall
 from fastbn.call import BackwardCall, DoubleBackwardCall, ForwardCall, JvpCall, MomentsCall
 from fastbn.checks.place import on_gpu
 from fastbn.context import Context, Gradients
+from fastbn.layout import Layout
 from fastbn.moments import BackwardSums, Moments, held_mean
 from fastbn_kernels.saved import M2, MEAN, MEAN_LO, ROWS, VAR
 
@@ -57,7 +59,9 @@ def forward(call: ForwardCall) -> tuple[Any, Context]:
     running = call.running or (None, None)
     dtype = _common_dtype(x, call.weight, call.bias, *running)
     saved_there, saved = there.new((ROWS, call.channels), np.float64)
-    ctx = DeviceContext(given.x, call.axis, call.count, saved_there, *call.dtypes, call.frozen, call.moments)
+    ctx = DeviceContext(
+        given.x, call.axis, call.count, saved_there, *call.dtypes, call.frozen, call.moments, call.precision
+    )
     ctx.on_host = _on_host(given.weight), _on_host(given.bias)
     if x.size == 0:
         return y, ctx
@@ -68,13 +72,13 @@ def forward(call: ForwardCall) -> tuple[Any, Context]:
         mean, var = (there.parameter(theirs, seen, dtype, written=call.updates) for theirs, seen in pairs)
         statistics = mean, var
     own = there.common_layout(call.axis, target, x)
-    read, write = there.read(x, own), there.write(target, own)
+    read, write = seen(there.read(x, own), call.precision), seen(there.write(target, own), call.precision)
     if call.training and call.moments is None:
         options = call.momentum, call.correction, call.eps
         launched = launch.forward(read, *params, *statistics, *options, write, saved, there.stream)
     else:
         if call.moments is not None:
-            launch.copy(there.sent(_given_rows(call.moments, x)), saved, there.stream)
+            launch.copy(there.sent(_given_rows(call.moments, x, call.precision)), saved, there.stream)
         launched = launch.normalize(read, *params, *statistics, call.eps, write, saved, there.stream)
     there.done()
     if call.moments is None:
@@ -86,17 +90,17 @@ def forward(call: ForwardCall) -> tuple[Any, Context]:
     return y, ctx
 
 
-def _given_rows(moments: Moments, x: Array) -> Array:
+def _given_rows(moments: Moments, x: Array, precision: str) -> Array:
     """Return what is saved of statistics that were given: the mean as the arithmetic holds it, what it lacks, var."""
     rows = np.zeros((ROWS, moments.mean.size))
     rows[MEAN], rows[VAR] = moments.mean, moments.var()
-    if x.itemsize == 2:
+    if x.itemsize == 2 or (x.dtype == FLOAT32 and precision != EXACT):
         rows[MEAN], rows[MEAN_LO] = held_mean(moments.mean)
     return rows
 
 
 def moments(call: MomentsCall) -> Moments:
-    """Return the statistics of every channel; wait for the result."""
+    """Return the statistics of every channel, of float32 in float64 always; wait for the result."""
     if not on_gpu(call.given):
         return transfer.moments(call, moments)
     x = call.x
@@ -106,7 +110,7 @@ def moments(call: MomentsCall) -> Moments:
     there = DeviceCall(call.given)
     saved_there, saved = there.new((ROWS, channels), np.float64)
     own = there.common_layout(call.axis, x)
-    launch.moments(there.read(x, own), saved, there.stream)
+    launch.moments(seen(there.read(x, own), EXACT), saved, there.stream)
     rows = there.library.fetch(saved_there)
     return Moments(call.count, rows[MEAN] + rows[MEAN_LO], rows[M2].copy())
 
@@ -123,8 +127,13 @@ def sums(call: BackwardCall) -> BackwardSums:
     own = there.common_layout(ctx.axis, call.x, call.dy)
     result_there, result = there.new((2, ctx.channels), np.float64)
     saved = look("saved", ctx.saved_there)
-    launch.sums(there.read(call.dy, own), there.read(call.x, own), saved, result, there.stream)
+    launch.sums(*_read(there, call, own), saved, result, there.stream)
     return BackwardSums(ctx.count, *there.library.fetch(result_there))
+
+
+def _read(there: DeviceCall, call: BackwardCall, own: Layout) -> tuple[Array, Array]:
+    """Return dy and x as a launch takes them."""
+    return seen(there.read(call.dy, own), call.precision), seen(there.read(call.x, own), call.precision)
 
 
 def backward(call: BackwardCall) -> Gradients:
@@ -144,7 +153,7 @@ def backward(call: BackwardCall) -> Gradients:
     if given is not None:
         if call.x.size:
             rows = there.sent(np.stack([given.sum_dy, given.sum_dy_xhat]))
-            read, write = (there.read(call.dy, own), there.read(call.x, own)), there.write(target, own)
+            read, write = _read(there, call, own), seen(there.write(target, own), call.precision)
             launch.gradient(*read, saved, rows, given.count, ctx.frozen, write, there.stream)
         grads = [
             None if dtype is None else there.result(values.astype(dtype), on_host)
@@ -155,7 +164,7 @@ def backward(call: BackwardCall) -> Gradients:
         dtype = common.pop() if len(common) == 1 else np.dtype(np.float64)
         made = [None if own_dtype is None else there.new((ctx.channels,), dtype) for own_dtype in wanted]
         dweight, dbias = (None if pair is None else pair[1] for pair in made)
-        read, write = (there.read(call.dy, own), there.read(call.x, own)), there.write(target, own)
+        read, write = _read(there, call, own), seen(there.write(target, own), call.precision)
         launched = launch.backward(*read, saved, ctx.frozen, write, dweight, dbias, there.stream)
         launch_cache.keep_backward(there, ctx, launched, call)
         grads = [

@@ -1,7 +1,8 @@
 """Launches on a GPU.
 
-Every array is a shadow (see `arrays`), data as (N, C, S) and contiguous; `saved` is (ROWS, C) as in
-`fastbn_kernels.saved`. One launch forward, one backward; nothing is allocated but workspace, once a stream.
+Every array is a shadow (see `arrays`), data as (N, C, S), contiguous, and as `arithmetic.seen` has made it: float32 to
+be computed in float64 as its bits, an int32. `saved` is (ROWS, C) as in `fastbn_kernels.saved`. One launch forward, one
+backward; nothing is allocated but workspace, once a stream.
 
 `tail` is what is done after the normalization, None for nothing: see `fastbn_kernels.cuda.element`.
 """
@@ -87,14 +88,9 @@ class Workspace:
 workspace = Workspace()
 
 
-def _bits(dtype: np.dtype[Any]) -> str:
-    """Return the character that kernels know data of a dtype by: that of its bits for the 16-bit floats."""
-    return bits(dtype).char if dtype.itemsize == 2 else dtype.char
-
-
 def _as_bits(array: Array) -> Array:
     """Return data as a kernel takes it, 16-bit floats as the integers of their bits."""
-    return array.view(bits(array.dtype)) if array.itemsize == 2 else array
+    return array.view(bits(array.dtype))
 
 
 def plan(data: tuple[Array, ...], operands: int, cooperative: bool) -> cuda_plan.Plan:
@@ -119,7 +115,7 @@ def _launch(
     Return what launches it again, and the arguments for that.
     """
     kernel: Kernel = getattr(module, f"{operation}_{planned.family}")
-    variant = Variant(_bits(data.dtype), params, planned.scalars, planned.blocks_per_sm, tail)
+    variant = Variant(bits(data.dtype).char, params, planned.scalars, planned.blocks_per_sm, tail)
     given = *arguments, *planned.geometry, planned.blocks, planned.block_groups
     if kernel.cooperative:
         given = *given, planned.smem_vectors, *workspace.of(own_stream(stream))

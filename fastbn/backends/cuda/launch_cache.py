@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastbn import arithmetic
 from fastbn.backends.cuda.arrays import Library, own_stream
 from fastbn.backends.cuda.context import DeviceContext
 from fastbn.backends.cuda.device_call import DeviceCall
@@ -41,6 +42,7 @@ class Recipe(NamedTuple):
     values: int
     channels: int
     dtypes: tuple[Any, Any]
+    precision: str
 
 
 _recipes: dict[Any, Recipe] = {}
@@ -91,19 +93,25 @@ def _launch(
         if value is not None:
             address = addresses[i] or library.address(value)
             arguments[recipe.places[i]] = (
-                address if library.by_address else library.argument(value, axis, i < data, recipe.scalars)
+                address
+                if library.by_address
+                else library.argument(value, axis, i < data, recipe.scalars, recipe.precision)
             )
     recipe.launch(arguments)
 
 
 def _forward_key(
     x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: Any, momentum: Any, correction: Any,
-    eps: Any, axis: Any, out: Any,
+    eps: Any, axis: Any, precision: Any, out: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Return what a forward pass is kept under, and the descriptions of its arrays, or None twice."""
     kind = type(x)
     library = _libraries.get(kind)
     if library is None or type(training) is not bool or type(axis) is not int or type(eps) is not float:
+        return None, None
+    if precision is None:
+        precision = arithmetic.default or arithmetic.learn()
+    elif type(precision) is not str or precision not in arithmetic.NAMES:
         return None, None
     ndim = len(x.shape)
     if type(momentum) is not float or type(correction) not in (int, float) or not -ndim <= axis < ndim:
@@ -114,16 +122,17 @@ def _forward_key(
         return None, None
     aligned = found[0][0] & 15, found[1][0] & 15
     kinds = [description[2] for description in found]
-    return (kind, own_stream(library.stream(x)), training, momentum, correction, eps, axis, aligned, *kinds), found
+    options = training, momentum, correction, eps, axis, precision
+    return (kind, own_stream(library.stream(x)), *options, aligned, *kinds), found
 
 
 def forward(
     x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: Any, momentum: Any, correction: Any,
-    eps: Any, axis: Any, out: Any,
+    eps: Any, axis: Any, precision: Any, out: Any,
 ) -> tuple[Any, DeviceContext] | None:  # fmt: skip
     """Return y and the context of a forward pass like one before, or None."""
     key, found = _forward_key(
-        x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, out
+        x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, precision, out
     )
     recipe = _recipes.get(key)
     if recipe is None:
@@ -141,7 +150,7 @@ def forward(
     saved = library.empty(x, (ROWS, recipe.channels), np.float64)
     addresses = *(description[0] for description in found), 0
     _launch(recipe, library, axis, 2, (x, y, weight, bias, running_mean, running_var, saved), addresses)
-    ctx = DeviceContext(x, axis, recipe.values, saved, *recipe.dtypes, not training)
+    ctx = DeviceContext(x, axis, recipe.values, saved, *recipe.dtypes, not training, None, recipe.precision)
     ctx.on_host = (False, False)
     if out is not None and target[0] == source[0]:
         ctx.forget_x()
@@ -154,13 +163,15 @@ def keep_forward(there: DeviceCall, ctx: DeviceContext, launched: tuple[Any, lis
         return
     _libraries[type(there.x)] = there.library
     x, weight, bias, running_mean, running_var, out = call.given
-    options = call.training, call.momentum, call.correction, call.eps, call.axis
+    options = call.training, call.momentum, call.correction, call.eps, call.axis, call.precision
     key, _ = _forward_key(x, weight, bias, running_mean, running_var, *options, out)
     if key is not None:
         launch, arguments = launched
         places = GIVEN if ctx.frozen else FORWARD
         dtypes = ctx.weight_dtype, ctx.bias_dtype
-        _recipes[key] = Recipe(launch, arguments, places, launch.scalars, ctx.count, ctx.channels, dtypes)
+        _recipes[key] = Recipe(
+            launch, arguments, places, launch.scalars, ctx.count, ctx.channels, dtypes, ctx.precision
+        )
 
 
 def _backward_key(dy: Any, ctx: Any, out: Any) -> tuple[Any, Any]:
@@ -176,7 +187,8 @@ def _backward_key(dy: Any, ctx: Any, out: Any) -> tuple[Any, Any]:
     aligned = tuple(description[0] & 15 for description in found)
     kinds = [description[2] for description in found]
     stream = own_stream(library.stream(x))
-    return (kind, stream, ctx.frozen, ctx.axis, ctx.weight_dtype, ctx.bias_dtype, aligned, *kinds), found
+    options = ctx.frozen, ctx.axis, ctx.precision, ctx.weight_dtype, ctx.bias_dtype
+    return (kind, stream, *options, aligned, *kinds), found
 
 
 def backward(dy: Any, ctx: DeviceContext, out: Any) -> Gradients | None:
@@ -209,4 +221,6 @@ def keep_backward(there: DeviceCall, ctx: DeviceContext, launched: tuple[Any, li
         launch, arguments = launched
         dtypes = ctx.weight_dtype, ctx.bias_dtype
         if len({dtype for dtype in dtypes if dtype is not None}) < 2:
-            _recipes[key] = Recipe(launch, arguments, BACKWARD, launch.scalars, ctx.count, ctx.channels, dtypes)
+            _recipes[key] = Recipe(
+                launch, arguments, BACKWARD, launch.scalars, ctx.count, ctx.channels, dtypes, ctx.precision
+            )

@@ -40,9 +40,8 @@ def forward(call: ForwardCall, compute: Callable[[ForwardCall], tuple[Any, Any]]
     sent = dataclasses.replace(call, x=shadow, axis=1, out=None, given=call.given._replace(x=there, out=None))
     y_there, made = compute(sent)
     y = layout.empty(call.x) if call.out is None else call.out
-    ctx = SentContext(
-        there, 1, made.count, made.saved_there, made.weight_dtype, made.bias_dtype, made.frozen, call.moments
-    )
+    dtypes = made.weight_dtype, made.bias_dtype
+    ctx = SentContext(there, 1, made.count, made.saved_there, *dtypes, made.frozen, call.moments, call.precision)
     ctx.on_host, ctx.layout, ctx.caller_x = made.on_host, own, call.x
     if call.over_x:
         ctx.forget_x()

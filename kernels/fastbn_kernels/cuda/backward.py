@@ -1,15 +1,14 @@
 """The gradients: two sums a channel, then one linear combination a value. The twin of `fastbn_kernels.cpu.backward`.
 
-The sums are of g and of g * (x - mean), where g is dy behind what is done after the normalization (see `element`). With
-frozen statistics nothing flows back through them, and dx is g * scale alone, finite even where x is not. Groups of
-blocks and what they keep are as in `normalize`, of dy and x both.
+The sums are of g and of g * (x - mean), in the unit of the channel (see `params`), where g is dy behind what is done
+after the normalization (see `element`). With frozen statistics nothing flows back through them, and dx is g * scale
+alone, finite even where x is not. Groups of blocks and what they keep are as in `normalize`, of dy and x both.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastbn_kernels import formulas
 from fastbn_kernels.cuda.build.decorators import (
     Counters,
     Data,
@@ -19,29 +18,27 @@ from fastbn_kernels.cuda.build.decorators import (
     Tail,
     device,
     kernel,
-    shared_formula,
 )
 from fastbn_kernels.cuda.build.numba_cuda import cuda, f64, i32, i64
-from fastbn_kernels.cuda.element import (
-    GRADIENT_PARAMS,
-    channel_gradient_params,
-    column_gradient_params,
-    column_params,
-    set_gradient_params,
-    set_terms_params,
-    terms_params,
-)
 from fastbn_kernels.cuda.loops.rows import columns_sums, rows_gradient, rows_gradient_sums, seat
 from fastbn_kernels.cuda.loops.segments_gradient import segments_gradient, segments_gradient_sums
 from fastbn_kernels.cuda.moments import COLUMNS, SCRATCH, SUMS, WARP_SCRATCH, sums_over_copies
 from fastbn_kernels.cuda.normalize import COLUMN_PARAMS, GIVEN_BIAS, GIVEN_WEIGHT
+from fastbn_kernels.cuda.params import (
+    GRADIENT_ROWS,
+    channel_gradient_params,
+    column_gradient_params,
+    column_params,
+    set_centre,
+    set_gradient_params,
+    set_terms_params,
+    terms_params,
+    xhat_sum,
+)
 from fastbn_kernels.cuda.reduce import block_group_columns, block_group_sums
 from fastbn_kernels.cuda.simd.ops import width
-from fastbn_kernels.saved import INVSTD, MEAN_LO
 
-sum_with_xhat = shared_formula(formulas.sum_with_xhat)
-
-COLUMN_GRADIENT_PARAMS = GRADIENT_PARAMS * COLUMNS
+COLUMN_GRADIENT_PARAMS = GRADIENT_ROWS * COLUMNS
 
 
 @device
@@ -65,14 +62,13 @@ def channel_sums(
     """Return the sums of g and of g * xhat over channel c, and the next phase."""
     threads = i32(cuda.blockDim.x)
     first = i32(rank * threads + cuda.threadIdx.x)
-    row = i64(C)
     linear, products = segments_gradient_sums(
         dy, x, c, N, C, S, Q, first, i32(blocks * threads), terms_params(x, saved, c, C), smem, smem_vectors, tail
     )
     linear, products = block_group_sums(
         linear, products, scratch, block_group, rank, blocks, block_groups, phase, slots, barriers
     )
-    return linear, sum_with_xhat(linear, products, saved[MEAN_LO * row + c], saved[INVSTD * row + c]), i32(1 - phase)
+    return linear, xhat_sum(x, saved, c, C, linear, products), i32(1 - phase)
 
 
 @kernel(cooperative=True)
@@ -104,15 +100,15 @@ def gradient_channels_first(
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, from sums over `count` values."""
     smem = cuda.shared.array(0, f64, 16)
-    params = cuda.shared.array(GRADIENT_PARAMS, f64)
+    params = cuda.shared.array(GRADIENT_ROWS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     threads = i32(cuda.blockDim.x)
     thread = i32(cuda.threadIdx.x)
     c = block_group
     while c < C:
         if thread == 0:
-            set_terms_params(params, 1, 0, saved, c, C, tail)
-            set_gradient_params(params, 1, 0, saved, c, C, count, sums[c], sums[i64(C) + c])
+            set_terms_params(x, params, 1, 0, saved, c, C, tail)
+            set_gradient_params(x, params, 1, 0, saved, c, C, count, sums[c], sums[i64(C) + c])
         cuda.syncthreads()
         first = i32(rank * threads + thread)
         segments_gradient(
@@ -132,7 +128,7 @@ def backward_channels_first(
     """Write dx, which may be dy or x, and the gradients of weight and bias as far as they are `given`."""
     smem = cuda.shared.array(0, f64, 16)
     scratch = cuda.shared.array(WARP_SCRATCH, f64)
-    params = cuda.shared.array(GRADIENT_PARAMS, f64)
+    params = cuda.shared.array(GRADIENT_ROWS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     threads = i32(cuda.blockDim.x)
     thread = i32(cuda.threadIdx.x)
@@ -145,8 +141,8 @@ def backward_channels_first(
             slots, barriers, tail,
         )  # fmt: skip
         if thread == 0:
-            set_terms_params(params, 1, 0, saved, c, C, tail)
-            set_gradient_params(params, 1, 0, saved, c, C, count, linear, products)
+            set_terms_params(x, params, 1, 0, saved, c, C, tail)
+            set_gradient_params(x, params, 1, 0, saved, c, C, count, linear, products)
             if rank == 0:
                 write_parameter_gradients(dweight, dbias, given, c, linear, products)
         cuda.syncthreads()
@@ -178,9 +174,9 @@ def group_sums(
     one = thread < columns and base + thread < wide
     c = i32((base + thread) % C)
     if one:
-        set_terms_params(params, COLUMNS, thread, saved, c, C, tail)
+        set_terms_params(x, params, COLUMNS, thread, saved, c, C, tail)
     elif thread < columns:
-        params[thread] = 0.0
+        set_centre(x, params, COLUMNS, thread, 0.0, 1.0)
     cuda.syncthreads()
     column, first, step = seat(x, base, rank, row_threads, blocks, R, wide)
     thread_params = column_params(x, params, COLUMNS, column)
@@ -191,7 +187,7 @@ def group_sums(
     products = 0.0
     if one:
         linear, products = sums_over_copies(column_sums, thread, columns, C, together)
-        products = sum_with_xhat(linear, products, saved[MEAN_LO * i64(C) + c], saved[INVSTD * i64(C) + c])
+        products = xhat_sum(x, saved, c, C, linear, products)
     return linear, products, i32(1 - phase)
 
 
@@ -241,8 +237,8 @@ def gradient_channels_last(
     while base < wide:
         if thread < columns and base + thread < wide:
             c = i32((base + thread) % C)
-            set_terms_params(params, COLUMNS, thread, saved, c, C, tail)
-            set_gradient_params(params, COLUMNS, thread, saved, c, C, count, sums[c], sums[i64(C) + c])
+            set_terms_params(x, params, COLUMNS, thread, saved, c, C, tail)
+            set_gradient_params(x, params, COLUMNS, thread, saved, c, C, count, sums[c], sums[i64(C) + c])
         cuda.syncthreads()
         first = i32(rank * rows + thread // row_threads) if base + column < wide else R
         thread_params = column_gradient_params(x, params, COLUMNS, column)
@@ -278,7 +274,7 @@ def backward_channels_last(
         )  # fmt: skip
         if thread < columns and base + thread < wide:
             c = i32((base + thread) % C)
-            set_gradient_params(params, COLUMNS, thread, saved, c, C, count, linear, products)
+            set_gradient_params(x, params, COLUMNS, thread, saved, c, C, count, linear, products)
             if rank == 0 and base + thread < C:
                 write_parameter_gradients(dweight, dbias, given, c, linear, products)
         cuda.syncthreads()

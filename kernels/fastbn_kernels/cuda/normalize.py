@@ -24,25 +24,32 @@ from fastbn_kernels.cuda.build.decorators import (
     shared_formula,
 )
 from fastbn_kernels.cuda.build.numba_cuda import cuda, f64, i32, i64
-from fastbn_kernels.cuda.element import FORWARD_PARAMS, channel_params, column_params, set_forward_params
 from fastbn_kernels.cuda.loops.rows import rows_normalize, seat
 from fastbn_kernels.cuda.loops.segments import segments_normalize
 from fastbn_kernels.cuda.moments import (
     COLUMNS,
     SCRATCH,
+    SHIFTS,
     SUMS,
     WARP_SCRATCH,
-    as_pair,
     channel_moments,
     group_moments,
     save_moments,
+)
+from fastbn_kernels.cuda.params import (
+    FORWARD_ROWS,
+    as_pair,
+    channel_params,
+    column_params,
+    mean_pair,
+    set_forward_params,
 )
 from fastbn_kernels.cuda.simd.ops import width
 from fastbn_kernels.saved import BIAS, INVSTD, MEAN, MEAN_LO, VAR, WEIGHT
 
 coefficients = shared_formula(formulas.coefficients)
 
-COLUMN_PARAMS = FORWARD_PARAMS * COLUMNS
+COLUMN_PARAMS = FORWARD_ROWS * COLUMNS
 
 # The bits of `given`.
 GIVEN_WEIGHT, GIVEN_BIAS, GIVEN_RUNNING = 1, 2, 4
@@ -73,8 +80,8 @@ def save_normalization(saved: Any, c: int, C: int, invstd: float, w: float, b: f
 def batch_statistics(
     saved: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, correction: float,
     eps: float, given: int, count: float, c: int, C: int, mean: float, mean_lo: float, m2: float, write: bool,
-) -> tuple[float, float]:  # fmt: skip
-    """Return scale and shift of a channel from its moments; with `write`, save them, move its running statistics."""
+) -> tuple[float, float, float]:  # fmt: skip
+    """Return invstd, scale and shift of a channel from its moments; with `write`, save all, move running statistics."""
     w, b = affine(weight, bias, c, given)
     scale, shift, invstd = coefficients(mean_lo, m2 / count, w, b, eps)
     if write:
@@ -84,15 +91,15 @@ def batch_statistics(
         if given & GIVEN_RUNNING != 0:
             running_mean[c] = f64(running_mean[c]) * (1.0 - momentum) + (mean + mean_lo) * momentum
             running_var[c] = f64(running_var[c]) * (1.0 - momentum) + m2 / (count - correction) * momentum
-    return scale, shift
+    return invstd, scale, shift
 
 
 @device
 def given_statistics(
     x: Any, saved: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, eps: float, given: int, c: int,
     C: int, write: bool,
-) -> tuple[float, float, float]:  # fmt: skip
-    """Return mean, scale and shift of a channel from running statistics or, without any, those that are saved.
+) -> tuple[float, float, float, float]:  # fmt: skip
+    """Return mean, invstd, scale and shift of a channel from running statistics or, without any, those that are saved.
 
     With `write`, save the rest.
     """
@@ -101,7 +108,8 @@ def given_statistics(
         mean, mean_lo = as_pair(x, f64(running_mean[c]), 0.0)
         var = f64(running_var[c])
     else:
-        mean, mean_lo, var = saved[MEAN * row + c], saved[MEAN_LO * row + c], saved[VAR * row + c]
+        mean, mean_lo = mean_pair(x, saved, c, C)
+        var = saved[VAR * row + c]
     w, b = affine(weight, bias, c, given)
     scale, shift, invstd = coefficients(mean_lo, var, w, b, eps)
     if write:
@@ -110,7 +118,7 @@ def given_statistics(
             saved[MEAN_LO * row + c] = mean_lo
             saved[VAR * row + c] = var
         save_normalization(saved, c, C, invstd, w, b)
-    return mean, scale, shift
+    return mean, invstd, scale, shift
 
 
 @kernel(cooperative=False)
@@ -120,17 +128,17 @@ def normalize_channels_first(
 ) -> None:  # fmt: skip
     """Normalise with statistics that were taken before to y, which may be x."""
     smem = cuda.shared.array(0, f64, 16)
-    params = cuda.shared.array(FORWARD_PARAMS, f64)
+    params = cuda.shared.array(FORWARD_ROWS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     threads = i32(cuda.blockDim.x)
     thread = i32(cuda.threadIdx.x)
     c = block_group
     while c < C:
         if thread == 0:
-            mean, scale, shift = given_statistics(
+            mean, invstd, scale, shift = given_statistics(
                 x, saved, weight, bias, running_mean, running_var, eps, given, c, C, rank == 0
             )
-            set_forward_params(params, 1, 0, mean, scale, shift)
+            set_forward_params(x, params, 1, 0, mean, invstd, scale, shift)
         cuda.syncthreads()
         first = i32(rank * threads + thread)
         segments_normalize(x, c, N, C, S, Q, first, i32(blocks * threads), channel_params(x, params), y, smem, 0, tail)
@@ -147,7 +155,7 @@ def forward_channels_first(
     """Normalise with the batch's own statistics to y, which may be x; a group of blocks takes a channel at a time."""
     smem = cuda.shared.array(0, f64, 16)
     scratch = cuda.shared.array(WARP_SCRATCH, f64)
-    params = cuda.shared.array(FORWARD_PARAMS, f64)
+    params = cuda.shared.array(FORWARD_ROWS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     threads = i32(cuda.blockDim.x)
     thread = i32(cuda.threadIdx.x)
@@ -160,11 +168,11 @@ def forward_channels_first(
             barriers,
         )  # fmt: skip
         if thread == 0:
-            scale, shift = batch_statistics(
+            invstd, scale, shift = batch_statistics(
                 saved, weight, bias, running_mean, running_var, momentum, correction, eps,
                 given, count, c, C, mean, mean_lo, m2, rank == 0,
             )  # fmt: skip
-            set_forward_params(params, 1, 0, mean, scale, shift)
+            set_forward_params(x, params, 1, 0, mean, invstd, scale, shift)
         cuda.syncthreads()
         first = i32(rank * threads + thread)
         segments_normalize(
@@ -189,10 +197,10 @@ def normalize_channels_last(
     while base < wide:
         if thread < columns and base + thread < wide:
             write = rank == 0 and base + thread < C
-            mean, scale, shift = given_statistics(
+            mean, invstd, scale, shift = given_statistics(
                 x, saved, weight, bias, running_mean, running_var, eps, given, i32((base + thread) % C), C, write
             )
-            set_forward_params(params, COLUMNS, thread, mean, scale, shift)
+            set_forward_params(x, params, COLUMNS, thread, mean, invstd, scale, shift)
         cuda.syncthreads()
         column, first, step = seat(x, base, rank, row_threads, blocks, R, wide)
         thread_params = column_params(x, params, COLUMNS, column)
@@ -211,7 +219,7 @@ def forward_channels_last(
     smem = cuda.shared.array(0, f64, 16)
     scratch = cuda.shared.array(SCRATCH, f64)
     sums = cuda.shared.array(SUMS, f64)
-    shifts = cuda.shared.array(COLUMNS, f64)
+    shifts = cuda.shared.array(SHIFTS, f64)
     params = cuda.shared.array(COLUMN_PARAMS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     thread = i32(cuda.threadIdx.x)
@@ -227,11 +235,11 @@ def forward_channels_last(
         )  # fmt: skip
         if thread < columns and base + thread < wide:
             write = rank == 0 and base + thread < C
-            scale, shift = batch_statistics(
+            invstd, scale, shift = batch_statistics(
                 saved, weight, bias, running_mean, running_var, momentum, correction, eps,
                 given, count, i32((base + thread) % C), C, mean, mean_lo, m2, write,
             )  # fmt: skip
-            set_forward_params(params, COLUMNS, thread, mean, scale, shift)
+            set_forward_params(x, params, COLUMNS, thread, mean, invstd, scale, shift)
         cuda.syncthreads()
         column, first, step = seat(x, base, rank, row_threads, blocks, R, wide)
         thread_params = column_params(x, params, COLUMNS, column)

@@ -15,6 +15,7 @@ from fastbn_kernels.cuda.element import centred, frozen_gradient, gradient, grad
 from fastbn_kernels.cuda.reduce import WARP, warp_sum
 from fastbn_kernels.cuda.simd.ops import (
     add,
+    decoded,
     fma,
     get,
     load,
@@ -28,6 +29,9 @@ from fastbn_kernels.cuda.simd.ops import (
     width,
 )
 
+# Rows whose mean is what columns are summed around at first, in float32: as many as scratch holds of 64 columns.
+SAMPLE = 16
+
 
 @device
 def seat(x: Any, base: int, rank: int, row_threads: int, blocks: int, R: int, wide: int) -> tuple[int, int, int]:
@@ -40,6 +44,19 @@ def seat(x: Any, base: int, rank: int, row_threads: int, blocks: int, R: int, wi
     rows = i32(cuda.blockDim.x // row_threads)
     first = i32(rank * rows + thread // row_threads) if base + column < wide else R
     return column, first, i32(blocks * rows)
+
+
+@device
+def sample_rows(x: Any, base: int, R: int, wide: int, row_threads: int, columns: int, scratch: Any) -> int:
+    """Fill scratch with columns of rows from all over R; return how many rows these are."""
+    thread = i32(cuda.threadIdx.x)
+    row, column = i32(thread // row_threads), i32(thread % row_threads * width(x))
+    rows: int = i32(min(i32(cuda.blockDim.x // row_threads), SAMPLE, R))
+    if row < rows and base + column < wide:
+        values = decoded(x, load(x, i64(row) * i32(R // rows) * wide + base + column))
+        for i in range(width(x)):
+            scratch[row * columns + column + i] = get(values, i32(i))
+    return rows
 
 
 @device
@@ -70,7 +87,10 @@ def columns_sums(linear: Any, squares: Any, row_threads: int, columns: int, V: i
 def rows_sums(
     x: Any, column: int, first: int, step: int, R: int, C: int, around: Any, smem: Any, smem_vectors: int
 ) -> tuple[Any, Any]:
-    """Return this thread's sums of (x - around) and of its square, a column each, over rows first, first + step, ..."""
+    """Return this thread's sums of d and of d^2, a column each, over rows first, first + step, ...
+
+    `around` is what values are centred with: a shift, and a unit.
+    """
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
     linear, squares = widen(splat(x, 0.0)), widen(splat(x, 0.0))
     stride = i64(step) * C

@@ -29,7 +29,6 @@ from fastbn_kernels.cuda.simd.ops import (
     rounded,
     smem_load,
     smem_store,
-    splat,
     store,
     store_part,
     total,
@@ -84,6 +83,21 @@ def value(x: Any, at: int, size: int) -> Any:
 
 
 @device
+def sample(x: Any, c: int, N: int, C: int, S: int, Q: int, i: int, count: int) -> tuple[float, float]:
+    """Return the i-th of at most `count` values from all over a channel, and 1; twice zero if there is none."""
+    items = i32(N * Q)
+    item = i32(i * i32(max(items // count, 1)))
+    one = 0.0
+    taken = 0.0
+    if i < count and item < items:
+        at, lo, hi = chunk(x, i32(item // Q), i32(item % Q), c, C, S)
+        if hi > 0:
+            one = get(decoded(x, fetch(x, at, hi, i64(N) * C * S)), lo)
+            taken = 1.0
+    return one, taken
+
+
+@device
 def steps(first: int, step: int, items: int) -> Any:
     """Return how many of `items` chunks are this thread's."""
     return i32((items - first + step - 1) // step) if first < items else i32(0)
@@ -91,11 +105,11 @@ def steps(first: int, step: int, items: int) -> Any:
 
 @device
 def segments_sums(
-    x: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, k: float, smem: Any, smem_vectors: int
-) -> tuple[float, float]:
-    """Return this thread's sums of (x - k) and of (x - k)^2, and keep its first chunks."""
+    x: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, around: Any, smem: Any,
+    smem_vectors: int,
+) -> tuple[float, float]:  # fmt: skip
+    """Return this thread's sums of d and of d^2, and keep its first chunks; `around` is a shift, and a unit."""
     V = width(x)
-    around = splat(x, k)
     zero = rounded(x, 0.0)
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
     count = steps(first, step, N * Q)

@@ -7,7 +7,18 @@ from typing import Any
 from llvmlite import ir
 
 from fastbn_kernels.cuda.build.numba_cuda import intrinsic, types
-from fastbn_kernels.cuda.simd.words import DOUBLE, FLOAT, RAW, compute_type, const, count_of, decode, unpack, vector_of
+from fastbn_kernels.cuda.simd.words import (
+    DOUBLE,
+    FLOAT,
+    RAW,
+    compute_type,
+    const,
+    count_of,
+    decode,
+    has_units,
+    unpack,
+    vector_of,
+)
 
 
 @intrinsic
@@ -18,6 +29,26 @@ def width(typingctx: Any, x: Any) -> Any:
         return const(count_of(x))
 
     return types.int32(x), generate
+
+
+@intrinsic
+def single(typingctx: Any, x: Any) -> Any:
+    """Return whether values of x are computed in float32: a constant, for which the other branch is not compiled."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return const(compute_type(x) == types.float32, ir.IntType(1))
+
+    return types.boolean(x), generate
+
+
+@intrinsic
+def in_units(typingctx: Any, x: Any) -> Any:
+    """Return likewise whether values of x are taken in a unit."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return const(has_units(x), ir.IntType(1))
+
+    return types.boolean(x), generate
 
 
 @intrinsic
@@ -36,7 +67,7 @@ def rounded(typingctx: Any, x: Any, value: Any) -> Any:
     """Round a float64 to the type that values of x are computed with."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fptrunc(args[1], FLOAT) if x.dtype.bitwidth == 16 else args[1]
+        return args[1] if compute_type(x) == types.float64 else builder.fptrunc(args[1], FLOAT)
 
     return compute_type(x)(x, types.float64), generate
 
@@ -46,7 +77,7 @@ def splat(typingctx: Any, x: Any, value: Any) -> Any:
     """Return a vector of one number, a float64 that is rounded as `rounded` does."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        one = builder.fptrunc(args[1], FLOAT) if x.dtype.bitwidth == 16 else args[1]
+        one = args[1] if compute_type(x) == types.float64 else builder.fptrunc(args[1], FLOAT)
         return context.make_tuple(builder, signature.return_type, [one] * count_of(x))
 
     return vector_of(x)(x, types.float64), generate
@@ -111,6 +142,22 @@ where_positive = elementwise(
     ),
     2,
 )
+
+
+@intrinsic
+def centre(typingctx: Any, x: Any, values: Any, minus: Any, unit: Any) -> Any:
+    """Return values * unit + minus, rounded once; values + minus where there is no unit but 1."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        numbers, added, scaled = (unpack(builder, arg, count_of(x)) for arg in args[1:])
+        if has_units(x):
+            made = [builder.fma(*each) for each in zip(numbers, scaled, added, strict=True)]
+        else:
+            made = [builder.fadd(*each) for each in zip(numbers, added, strict=True)]
+        return context.make_tuple(builder, signature.return_type, made)
+
+    own = vector_of(x)
+    return own(x, own, own, own), generate
 
 
 @intrinsic

@@ -1,8 +1,9 @@
 """Sixteen bytes at a time: loads, stores, and the arithmetic on what they hold.
 
-A vector is a tuple of numbers: float64 for float32 and float64 data, float32 for the 16-bit types, which come as the
-bits of an integer (int16 for float16, uint16 for bfloat16). It has `width(x)` of them: as many as 16 bytes hold, or one
-if x is not aligned (`Scalars` in `build.decorators`). What has been loaded and not yet converted is `raw`: four words.
+A vector is a tuple of numbers: float32 for float32 and for the 16-bit types, which come as the bits of an integer
+(int16 for float16, uint16 for bfloat16); float64 for float64 and for float32 that comes as its bits, an int32. It has
+`width(x)` of them: as many as 16 bytes hold, or one if x is not aligned (`Scalars` in `build.decorators`). What has
+been loaded and not yet converted is `raw`: four words.
 
 They are intrinsics of Numba's CUDA target, in `memory` and `arithmetic`, or plain Python for the simulated GPU.
 """

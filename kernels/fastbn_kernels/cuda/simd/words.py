@@ -25,8 +25,17 @@ def count_of(x: Any) -> int:
 
 
 def compute_type(x: Any) -> Any:
-    """Return the type that values of x are computed with."""
-    return types.float32 if x.dtype.bitwidth == 16 else types.float64
+    """Return the type that values of x are computed with; int32 are the bits of float32 for which that is float64."""
+    return types.float64 if x.dtype in (types.float64, types.int32) else types.float32
+
+
+def has_units(x: Any) -> bool:
+    """Return whether values of x are taken in a unit, so that their squares do not leave the range of float32.
+
+    Those of float16 do not. Those of bfloat16 may, below 1e-19 and beyond 1e19, but a unit for each of eight numbers a
+    vector is eight registers, which kernels for rows do not have: three of them spill on sm_80.
+    """
+    return bool(x.dtype == types.float32)
 
 
 def vector_of(x: Any) -> Any:
@@ -63,6 +72,8 @@ def floats_to_halves(builder: Any, data: Any, low: Any, high: Any) -> Any:
 def decode(builder: Any, data: Any, count: int, words: list[Any]) -> list[Any]:
     """Return the first `count` numbers of four words."""
     if data == types.float32:
+        return [builder.bitcast(word, FLOAT) for word in words[:count]]
+    if data == types.int32:
         return [builder.fpext(builder.bitcast(word, FLOAT), DOUBLE) for word in words[:count]]
     if data == types.float64:
         pairs = zip(words[::2], words[1::2], strict=True)
@@ -82,6 +93,8 @@ def decode(builder: Any, data: Any, count: int, words: list[Any]) -> list[Any]:
 def encode(builder: Any, data: Any, numbers: list[Any]) -> list[Any]:
     """Return numbers as words; an odd 16-bit one is the lower half of its word."""
     if data == types.float32:
+        return [builder.bitcast(number, WORD) for number in numbers]
+    if data == types.int32:
         return [builder.bitcast(builder.fptrunc(number, FLOAT), WORD) for number in numbers]
     if data == types.float64:
         words = []
