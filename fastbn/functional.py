@@ -161,7 +161,8 @@ def batch_norm_inference(
         x, weight, bias, running_mean, running_var, False, 0.0, 0, eps, axis, precision, out
     )
     if done is not None:
-        return done[0]
+        y: Array = done[0]
+        return y
     return batch_norm(
         x, weight, bias,
         running_mean=running_mean, running_var=running_var, training=False, eps=eps, axis=axis, precision=precision,

@@ -4,9 +4,9 @@ float64, and float32 with precision="exact", are computed in float64 and rounded
 error is half a unit in the last place plus the float64 error. The longest chain of additions is a tile, 8192 values;
 with rounding errors that are independent and of mean zero, a chain of n errs by more than L sqrt(n) 2^-53 with a
 probability below 2 exp(-L^2 / 2) (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis", SIAM
-J. Sci. Comput. 41). L = 8 makes that 3e-14. A tile's values are summed as (x - k) and (x - k)^2 with a k that is at most
-8 standard deviations off its mean, which magnifies errors by at most (1 + 8)^2, and by (1 + reach)^2 where reach, the
-largest |x - mean| / std, is less. Merging a tile rounds four times more.
+J. Sci. Comput. 41). L = 8 makes that 3e-14. A tile's values are summed as (x - k) and (x - k)^2 with a k that is at
+most 8 standard deviations off its mean, which magnifies errors by at most (1 + 8)^2, and by (1 + reach)^2 where reach,
+the largest |x - mean| / std, is less. Merging a tile rounds four times more.
 
 On float16 and bfloat16 the arithmetic is float32, but no chain of additions in it is longer than 8. What is then done
 to a value rounds four times more: a coefficient or two, a difference, a multiply-add.
