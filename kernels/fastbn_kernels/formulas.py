@@ -88,22 +88,21 @@ def coefficients(low: float, var: float, weight: float, bias: float, eps: float)
     return scale, bias - low * scale, invstd
 
 
-# The units, and what a mean times one may be at most.
-STEPS = 2.0**32, 2.0**64, 2.0**96
+# The largest unit, one over the smallest one; and what a mean times one may be at most.
+LARGEST = 2.0**120
 MOST = 2.0**120
 
 
 @scalar
 def unit_of(mean: float, invstd: float) -> float:
-    """Return a power of two that brings x - mean, invstd times which is some 1, to between 2^-17 and 2^17.
+    """Return the power of two below invstd, which brings x - mean to some 1.
 
     Far away, a mean times the unit would not be finite: only a channel of one value over and over has such a mean and
     a unit above 1, or one that is normalised with the statistics of others.
     """
-    unit = 1.0
-    for step in STEPS:  # unrolled, and without a branch
-        unit = step if invstd > step * 2.0**-16 else unit
-        unit = 1.0 / step if invstd < 2.0**16 / step else unit
+    if not 1.0 / LARGEST <= invstd <= LARGEST:
+        invstd = LARGEST if invstd > 1.0 else 1.0 / LARGEST
+    unit = math.ldexp(0.5, math.frexp(invstd)[1])
     return 1.0 if abs(mean) * unit > MOST else unit
 
 

@@ -28,7 +28,7 @@ from fastbn_kernels.cpu.simd.types import (
     lanes32,
     lanes64,
 )
-from fastbn_kernels.formulas import MOST, STEPS
+from fastbn_kernels.formulas import LARGEST, MOST
 
 OPERATIONS = "put", "sqrt", "finite", "held", "unit_by"
 
@@ -108,11 +108,11 @@ def unit_by(typing: Any, array: Any, mean: Any, invstd: Any) -> tuple[Any, Codeg
         unit = _all(1.0)
         if computed(signature.args[0]) is lanes64:
             return unit
-        for step in STEPS:
-            large = builder.fcmp_ordered(">", invstd, _all(step * 2.0**-16))
-            small = builder.fcmp_ordered("<", invstd, _all(2.0**16 / step))
-            unit = builder.select(large, _all(step), unit)
-            unit = builder.select(small, _all(1.0 / step), unit)
+        within = builder.select(builder.fcmp_ordered("<=", invstd, _all(LARGEST)), invstd, _all(LARGEST))
+        within = builder.select(builder.fcmp_ordered(">=", invstd, _all(1.0 / LARGEST)), within, _all(1.0 / LARGEST))
+        bits = ir.VectorType(I64, LANES)
+        exponent = builder.and_(builder.bitcast(within, bits), ir.Constant(bits, [0x7FF << 52] * LANES))
+        unit = builder.bitcast(exponent, DOUBLES)
         size = builder.call(declare(builder, "llvm.fabs.v16f64", DOUBLES, [DOUBLES]), [mean])
         far = builder.fcmp_ordered(">", builder.fmul(size, unit), _all(MOST))
         return builder.select(far, _all(1.0), unit)
