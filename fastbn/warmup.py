@@ -90,11 +90,11 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
     both.
     """
     started = time.perf_counter()
-    tasks = list(_tasks(check(dtypes), rare))
+    pending = list(tasks(check(dtypes), rare))
     compiled = loaded = 0
-    for done, (kernel, dtype, parallel) in enumerate(tasks):
+    for done, (kernel, dtype, parallel) in enumerate(pending):
         if progress is not None:
-            progress(done, len(tasks), kernel.name)
+            progress(done, len(pending), kernel.name)
         known = kernel.is_ready(dtype, parallel)
         statistics = getattr(kernel.get(dtype, parallel), "stats", None)  # plain Python under NUMBA_DISABLE_JIT=1
         if statistics is not None and not known:
@@ -102,7 +102,7 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
             loaded += hit
             compiled += not hit
     if progress is not None:
-        progress(len(tasks), len(tasks), "")
+        progress(len(pending), len(pending), "")
     return Warmup(compiled, loaded, time.perf_counter() - started)
 
 
@@ -110,7 +110,7 @@ def _is_rare(name: str) -> bool:
     return any(name == f"{operation}_{family}" for operation in RARE for family in plan.FAMILIES)
 
 
-def _tasks(names: Sequence[str], rare: bool) -> Iterator[tuple[Any, np.dtype[Any], bool]]:
+def tasks(names: Sequence[str], rare: bool) -> Iterator[tuple[Any, np.dtype[Any], bool]]:
     """List what is to be compiled, as the backend asks for it: kernel, dtype, and whether parallel."""
     from fastbn_kernels.build import threads
     from fastbn_kernels.cpu import kernel

@@ -140,7 +140,7 @@ def test_what_is_listed():
     """Ordinary kernels once; the rare ones, and every twin, if asked for; a dtype more is as many kernels more."""
     ordinary, rare = set(), set()
     for found, asked in ((ordinary, False), (rare, True)):
-        for kernel, dtype, parallel in warmup._tasks(["float32"], asked):
+        for kernel, dtype, parallel in warmup.tasks(["float32"], asked):
             assert (kernel.name, dtype.char, parallel) not in found
             found.add((kernel.name, dtype.char, parallel))
     assert ordinary < rare
@@ -150,7 +150,7 @@ def test_what_is_listed():
     assert all(not parallel for name, _, parallel in rare if name.startswith(("call_", "large_")))
     kernel = "forward_short_segments"
     assert {(kernel, "f", True), (kernel, "f", False), ("moments_channels_last", "f", True)} <= rare
-    both = list(warmup._tasks(["float16", "bfloat16"], False))
+    both = list(warmup.tasks(["float16", "bfloat16"], False))
     assert len(both) == 2 * len(ordinary)
     assert {dtype.char for _, dtype, _ in both} == {"h", "H"}
 
