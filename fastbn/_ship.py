@@ -40,12 +40,12 @@ def main() -> None:
 
     if shipped.SYSTEM not in shipped.SYSTEMS:
         sys.exit(f"fastbn: kernels are shipped for {', '.join(shipped.SYSTEMS)}, this is {shipped.SYSTEM}")
-    for old in shipped.FOLDER.glob(f"{sys.implementation.cache_tag}-*.kernels"):
-        old.unlink()
-    running = [
-        subprocess.Popen([sys.executable, "-m", "fastbn._ship", level], env=os.environ | shipped.environment(level))
-        for level in shipped.LEVELS
-    ]
+    running = []
+    for level in shipped.LEVELS:
+        for old in shipped.FOLDER.glob(shipped.file_name(level, "*")):
+            old.unlink()
+        variables = os.environ | shipped.environment(level)
+        running.append(subprocess.Popen([sys.executable, "-m", "fastbn._ship", level], env=variables))
     if sum(process.wait() != 0 for process in running):  # all of them, where any() stops at the first
         sys.exit("fastbn: a level could not be compiled")
 
