@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
+COMPILED = kernels/fastbn_kernels/compiled
 
 .PHONY: help demo demo-quick test interpreted gpu-simulated test-all test-rest bounds gpu-simulated-rest gpu-static fuzz \
 	coverage errors examples wheel lint format bench bench-once bench-quick bench-company accuracy clean
@@ -128,7 +129,6 @@ wheel: $(VENV)/.installed
 	$(BIN)/python -m fastbn._ship
 	$(PIP) wheel --no-deps --wheel-dir dist .
 	rm -rf build $(COMPILED)
-COMPILED = kernels/fastbn_kernels/compiled
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ name.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastbn._apart import compile_apart
 from fastbn.backends.cpu import plan
 
 # By what its data are to a kernel: 16-bit floats are bits.
@@ -57,7 +59,9 @@ def check(dtypes: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = None, *, rare: bool = False) -> Warmup:
+def warmup(
+    dtypes: Sequence[str] = ("float32",), progress: Progress | None = None, *, rare: bool = False, processes: int = 1
+) -> Warmup:
     """Compile the kernels that ordinary calls need, or load them from the cache.
 
     Ordinary calls are the layer, `batch_norm`, `batch_norm_inference` and `batch_norm_backward` on contiguous arrays of
@@ -72,6 +76,8 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
         Called as ``progress(done, total, name)`` before every kernel, and once with an empty name at the end.
     rare : bool, default False
         Compile all kernels: also those that statistics over several machines and higher derivatives need.
+    processes : int, default 1
+        From 2 on, so many other processes compile, and this one loads what they have compiled.
 
     Returns
     -------
@@ -92,13 +98,20 @@ def warmup(dtypes: Sequence[str] = ("float32",), progress: Progress | None = Non
     started = time.perf_counter()
     pending = list(tasks(check(dtypes), rare))
     compiled = loaded = 0
+    elsewhere: set[int] = set()
+    report = progress
+    if processes > 1:
+        report, through = None, itertools.count(1)
+        elsewhere = compile_apart(
+            pending, processes, lambda name: progress(next(through), len(pending), name) if progress else None
+        )
     for done, (kernel, dtype, parallel) in enumerate(pending):
-        if progress is not None:
-            progress(done, len(pending), kernel.name)
+        if report is not None:
+            report(done, len(pending), kernel.name)
         known = kernel.is_ready(dtype, parallel)
         statistics = getattr(kernel.get(dtype, parallel), "stats", None)  # plain Python under NUMBA_DISABLE_JIT=1
         if statistics is not None and not known:
-            hit = bool(statistics.cache_hits)
+            hit = bool(statistics.cache_hits) and done not in elsewhere
             loaded += hit
             compiled += not hit
     if progress is not None:

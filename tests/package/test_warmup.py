@@ -106,6 +106,24 @@ def test_the_command_says_what_it_did(warm):
     )
 
 
+APART = """
+import numpy as np
+from fastbn._apart import compile_apart
+from fastbn_kernels.build import cache
+from fastbn_kernels.cpu import kernel
+names = "normalize_channels_first", "large_forward_channels_last", "large_forward_channels_first"
+tasks = [(kernel(name), np.dtype("f4"), False) for name in names]
+for _ in range(2):
+    done = []
+    print(sorted(compile_apart(tasks, 2, done.append)), sorted(done) == sorted(names))
+"""
+
+
+@pytest.mark.slow
+def test_other_processes_compile_into_the_cache(tmp_path):
+    assert python("-c", APART, folder=tmp_path) == "[0, 1, 2] True\n[] True\n"
+
+
 def test_an_unknown_dtype_is_a_usage_error():
     for name in ("rich", "typer"):
         pytest.importorskip(name)
