@@ -65,6 +65,7 @@ def test_a_kernel_is_compiled_once_and_its_functions_serve_others():
     np.testing.assert_array_equal(other, 1 / np.sqrt(x) + np.sqrt(x))
     assert library_of(root).raw
     assert library_of(inverse).raw
+    assert "sqrt" in next(iter(inverse.inspect_asm().values()))
 
     @numba.njit
     def own(value):

@@ -109,6 +109,20 @@ class _Part(Library):  # type: ignore[misc]
             self.finish()
         return super().get_pointer_to_function(name)
 
+    def get_llvm_str(self) -> str:
+        """Return what LLVM made of this, for whoever wants to see it."""
+        if self.raw:
+            self.finish()
+        text: str = super().get_llvm_str()
+        return text
+
+    def get_asm_str(self) -> str:
+        """Return the machine code of this, for whoever wants to see it."""
+        if self.raw:
+            self.finish()
+        text: str = super().get_asm_str()
+        return text
+
 
 def _all_of(library: Any) -> list[Any]:
     """Return the libraries that one calls, directly or not, each once and after all that call it.
