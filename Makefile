@@ -6,9 +6,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
+COMPILED = kernels/fastbn_kernels/compiled
 
 .PHONY: help demo demo-quick test interpreted gpu-simulated test-all test-rest bounds gpu-simulated-rest gpu-static fuzz \
-	coverage errors examples lint format bench bench-once bench-quick bench-company accuracy clean
+	coverage errors examples wheel lint format bench bench-once bench-quick bench-company accuracy clean
 
 help:
 	@echo "make demo             train on real digits with and without batch normalization: a table and a figure"
@@ -27,6 +28,7 @@ help:
 	@echo "make bench-quick      a selection of that, in three minutes; WRITE=STEM keeps it as STEM.json and STEM.md"
 	@echo "make bench-company    what a training step gains: calls after a product, models, trainers; part of make bench"
 	@echo "make accuracy         the accuracy table of the README, measured here (installs the frameworks)"
+	@echo "make wheel            dist/*.whl with the float32 kernels compiled, for this Python and Numba on Linux x86-64"
 	@echo "make lint             ruff, mypy, and which room may import which"
 	@echo "make clean            remove the environment, caches and results"
 
@@ -120,6 +122,14 @@ examples: $(VENV)/.all
 errors: $(VENV)/.test
 	PYTHONPATH=tests $(BIN)/python -m errors.table
 
+# The first call of who installs it compiles nothing. For several Pythons or Numbas, `python -m fastbn._ship` in each,
+# then the wheel. Kernels do not stay in the checkout: there, what is changed is to be compiled.
+wheel: $(VENV)/.installed
+	rm -rf build $(COMPILED)
+	$(BIN)/python -m fastbn._ship
+	$(PIP) wheel --no-deps --wheel-dir dist .
+	rm -rf build $(COMPILED)
+
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -149,5 +159,5 @@ accuracy: $(VENV)/.all
 	$(BIN)/python bench/accuracy.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-results .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) $(COMPILED) build dist *.egg-info demo-results .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 	find . -name __pycache__ -prune -exec rm -rf {} +

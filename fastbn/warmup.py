@@ -6,6 +6,7 @@ name.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn import arithmetic
+from fastbn._apart import compile_apart
 from fastbn.backends.cpu import plan
 from fastbn.checks import scalars
 
@@ -68,6 +70,7 @@ def warmup(
     *,
     precision: str | None = None,
     rare: bool = False,
+    processes: int = 1,
 ) -> Warmup:
     """Compile the kernels that ordinary calls need, or load them from the cache.
 
@@ -85,6 +88,8 @@ def warmup(
         The precision of the calls, as for `batch_norm`; float32 has other kernels for either.
     rare : bool, default False
         Compile all kernels: also those that statistics over several machines and higher derivatives need.
+    processes : int, default 1
+        From 2 on, so many other processes compile, and this one loads what they have compiled.
 
     Returns
     -------
@@ -103,19 +108,26 @@ def warmup(
     both.
     """
     started = time.perf_counter()
-    tasks = list(_tasks(check(dtypes), rare, scalars.precision(precision)))
+    pending = list(tasks(check(dtypes), rare, scalars.precision(precision)))
     compiled = loaded = 0
-    for done, (kernel, dtype, parallel) in enumerate(tasks):
-        if progress is not None:
-            progress(done, len(tasks), kernel.name)
+    elsewhere: set[int] = set()
+    report = progress
+    if processes > 1:
+        report, through = None, itertools.count(1)
+        elsewhere = compile_apart(
+            pending, processes, lambda name: progress(next(through), len(pending), name) if progress else None
+        )
+    for done, (kernel, dtype, parallel) in enumerate(pending):
+        if report is not None:
+            report(done, len(pending), kernel.name)
         known = kernel.is_ready(dtype, parallel)
         statistics = getattr(kernel.get(dtype, parallel), "stats", None)  # plain Python under NUMBA_DISABLE_JIT=1
         if statistics is not None and not known:
-            hit = bool(statistics.cache_hits)
+            hit = bool(statistics.cache_hits) and done not in elsewhere
             loaded += hit
             compiled += not hit
     if progress is not None:
-        progress(len(tasks), len(tasks), "")
+        progress(len(pending), len(pending), "")
     return Warmup(compiled, loaded, time.perf_counter() - started)
 
 
@@ -130,7 +142,7 @@ def _precisions(name: str, dtype: str, precision: str, rare: bool) -> list[str]:
     return [arithmetic.EXACT] if _is_of(name, EXACT) else sorted({precision, arithmetic.EXACT})
 
 
-def _tasks(names: Sequence[str], rare: bool, precision: str) -> Iterator[tuple[Any, np.dtype[Any], bool]]:
+def tasks(names: Sequence[str], rare: bool, precision: str) -> Iterator[tuple[Any, np.dtype[Any], bool]]:
     """List what is to be compiled, as the backend asks for it: kernel, dtype, and whether parallel."""
     from fastbn_kernels.build import threads
     from fastbn_kernels.cpu import kernel

@@ -1,4 +1,4 @@
-"""A wheel holds both packages and works away from the checkout."""
+"""A wheel holds both packages and works away from the checkout, with the kernels that were compiled for it."""
 
 import os
 import shutil
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow  # it builds a wheel
+from fastbn_kernels.build import shipped
+
+pytestmark = pytest.mark.slow  # it builds a wheel, and compiles the float32 kernels for it
 
 ROOT = Path(__file__).parents[2]
 KEPT = ["pyproject.toml", "README.md", "LICENSE", "fastbn", "kernels"]
@@ -21,12 +23,32 @@ def run(*command, **options):
     return done.stdout
 
 
+# One thread or several: small calls, rows, whole channels, short segments.
+FIRST_CALLS = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+import fastbn, fastbn_kernels, numpy as np
+for shape in (4, 4), (2, 3, 5), (512, 128), (4, 8, 64, 64), (16, 64, 7, 7):
+    y, ctx = fastbn.batch_norm(np.random.default_rng().normal(size=shape).astype(np.float32))
+    assert abs(y.mean()) < 1e-5 and abs(y.std() - 1) < 0.01
+    fastbn.batch_norm_backward(y, ctx)
+print(fastbn.__file__, fastbn_kernels.__file__)
+"""
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     for name in KEPT:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
+    if shipped.level() is not None:
+        run(
+            "-m",
+            "fastbn._ship",
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{folder / 'kernels'}"},
+        )
     options = ["--quiet", "--no-build-isolation", "--no-deps", "--disable-pip-version-check"]
     run("-m", "pip", "wheel", *options, "--wheel-dir", str(folder / "out"), str(folder))
     (built,) = (folder / "out").glob("fastbn-*.whl")
@@ -40,15 +62,16 @@ def test_holds_both_packages_and_nothing_else(wheel):
     tracked = {str(p.relative_to(ROOT)) for p in (ROOT / "fastbn").rglob("*.py")}
     tracked |= {str(p.relative_to(ROOT / "kernels")) for p in (ROOT / "kernels" / "fastbn_kernels").rglob("*.py")}
     assert tracked == {name for name in names if name.endswith(".py")}
+    kernels = [name for name in names if name.startswith("fastbn_kernels/compiled/")]
+    assert len(kernels) == (0 if shipped.level() is None else len(shipped.LEVELS))
 
 
 def test_works_elsewhere(wheel, tmp_path):
     site = tmp_path / "site"
     options = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
     run("-m", "pip", "install", *options, "--target", str(site), str(wheel))
-    code = (
-        "import fastbn, fastbn_kernels, numpy as np; y, ctx = fastbn.batch_norm(np.eye(4, dtype='f4'));"
-        "fastbn.batch_norm_backward(y, ctx); print(fastbn.__file__, fastbn_kernels.__file__)"
-    )
-    files = run("-c", code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(site)}).split()
-    assert all(Path(file).is_relative_to(site) for file in files)
+    environment = os.environ | {"PYTHONPATH": str(site), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    out = run("-c", FIRST_CALLS, cwd=tmp_path, env=environment).splitlines()
+    assert all(Path(file).is_relative_to(site) for file in out[-1].split())
+    compiled = [line for line in out if line.startswith("fastbn: compiled")]
+    assert bool(compiled) is (shipped.level() is None), compiled

@@ -106,6 +106,24 @@ def test_the_command_says_what_it_did(warm):
     )
 
 
+APART = """
+import numpy as np
+from fastbn._apart import compile_apart
+from fastbn_kernels.build import cache
+from fastbn_kernels.cpu import kernel
+names = "normalize_channels_first", "large_forward_channels_last", "large_forward_channels_first"
+tasks = [(kernel(name), np.dtype("f4"), False) for name in names]
+for _ in range(2):
+    done = []
+    print(sorted(compile_apart(tasks, 2, done.append)), sorted(done) == sorted(names))
+"""
+
+
+@pytest.mark.slow
+def test_other_processes_compile_into_the_cache(tmp_path):
+    assert python("-c", APART, folder=tmp_path) == "[0, 1, 2] True\n[] True\n"
+
+
 @pytest.mark.parametrize(
     ("option", "value", "named"),
     [
@@ -150,7 +168,7 @@ def test_what_is_listed():
     """
     ordinary, rare = set(), set()
     for found, asked in ((ordinary, False), (rare, True)):
-        for kernel, dtype, parallel in warmup._tasks(["float32"], asked, "fast"):
+        for kernel, dtype, parallel in warmup.tasks(["float32"], asked, "fast"):
             assert (kernel.name, dtype.char, parallel) not in found
             found.add((kernel.name, dtype.char, parallel))
     assert ordinary < rare
@@ -166,11 +184,11 @@ def test_what_is_listed():
     }  # fmt: skip
     assert not {name for name in exact if name.startswith(("moments", "jvp"))} & {n for n, c, _ in rare if c == "f"}
     for precision, chars in (("fast", "f"), ("exact", "i")):
-        found = list(warmup._tasks(["float32"], False, precision))
+        found = list(warmup.tasks(["float32"], False, precision))
         assert (len(found), {dtype.char for _, dtype, _ in found}) == (len(ordinary), {chars})
-        both = list(warmup._tasks(["float16", "bfloat16"], False, precision))
+        both = list(warmup.tasks(["float16", "bfloat16"], False, precision))
         assert (len(both), {dtype.char for _, dtype, _ in both}) == (2 * len(ordinary), {"h", "H"})
-    assert {dtype.char for _, dtype, _ in warmup._tasks(["float32"], True, "exact")} == {"i"}
+    assert {dtype.char for _, dtype, _ in warmup.tasks(["float32"], True, "exact")} == {"i"}
 
 
 def test_plans_can_name_every_kernel_and_nothing_else():

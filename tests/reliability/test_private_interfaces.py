@@ -15,7 +15,7 @@ import pytest
 from numba.core import caching, callconv, compiler_lock, dispatcher, imputils
 from numba.np.ufunc import parallel
 
-from fastbn_kernels.build import blas, forks, regions, threads
+from fastbn_kernels.build import blas, forks, regions, threads, whole
 from processes import FOLD, ROOT, copy_packages, run
 
 
@@ -51,6 +51,16 @@ def test_numba_writes_parallel_regions_as_regions_py_knows():
         "regions call something else than numba_parallel_for: spread.py cannot say who runs them",
     )
     require(regions.known(), "build_gufunc_kernel does not ask `ctx` for Python or `cgutils` for declarations any more")
+
+
+def test_numba_makes_libraries_as_whole_py_knows():
+    for owner, name, expected, names in whole.KNOWN:
+        found = getattr(owner, name, None)
+        require(
+            found is not None and parameters(found) == expected and names <= set(found.__code__.co_names),
+            f"{owner.__name__}.{name} is another: whole.py does not compile kernels as a whole any more",
+        )
+    require(whole.known(), "Codegen has no create_library: whole.py does not compile kernels as a whole any more")
 
 
 def test_numbas_entry_takes_what_spread_py_hands_it():

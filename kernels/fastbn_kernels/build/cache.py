@@ -31,11 +31,12 @@ import numba
 from numba import config
 from numba.core import caching
 
-from fastbn_kernels.build import trusted
+from fastbn_kernels.build import shipped, trusted
 
 # Private to Numba. Where they are not, what is made of them here cannot be made, and `enable` goes without.
 CompileResultCacheImpl: Any = getattr(caching, "CompileResultCacheImpl", object)
 FunctionCache: Any = getattr(caching, "FunctionCache", object)
+NullCache: Any = getattr(caching, "NullCache", object)
 
 log = logging.getLogger("fastbn")
 
@@ -186,19 +187,47 @@ class KernelCacheImpl(NoStrayFolder, CompileResultCacheImpl):  # type: ignore[mi
         return base + ("-checked" if config.BOUNDSCHECK else "")
 
 
-class KernelCache(Unfailing, FunctionCache):  # type: ignore[misc]
+class WithShipped:
+    """What lets a cache fall back to what the installation brought compiled."""
+
+    _function: Any
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the compiled kernel, or None if nobody has it."""
+        found = super().load_overload(sig, target_context)  # type: ignore[misc]
+        if found is not None:
+            return found
+        try:
+            return shipped.load(self._function, sig, sources_digest("cpu"), target_context)
+        except Exception as error:  # a file cut short
+            warn_once(f"{type(error).__name__}: {error}")
+            return None
+
+
+class KernelCache(WithShipped, Unfailing, FunctionCache):  # type: ignore[misc]
     """Numba's cache, stamped with the whole package and unable to fail."""
 
     _impl_class = KernelCacheImpl
 
     def __init__(self, function: Any) -> None:
         super().__init__(function)
+        self._function = function
         self._cache_file = Files(self, self._impl.filename_base, sources_digest("cpu"))
 
 
+class NoFolder(WithShipped, NullCache):  # type: ignore[misc]
+    """What stands for the cache where no folder can be written."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self._function = function
+
+
 def enable(dispatcher: Any) -> None:
-    """Give a dispatcher the cache; without a folder that can be written it goes without."""
+    """Give a dispatcher the cache; without a folder that can be written it has what the installation brought alone."""
+    function = dispatcher.py_func
     try:
-        dispatcher._cache = KernelCache(dispatcher.py_func)
+        dispatcher._cache = KernelCache(function)
     except Exception as error:  # Numba's "no locator available" for one
         warn_once(f"{type(error).__name__}: {error}")
+        dispatcher._cache = NoFolder(function)

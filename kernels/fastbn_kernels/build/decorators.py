@@ -18,7 +18,7 @@ import numpy as np
 from numba import config, njit, prange, typeof, types
 from numba.core.compiler_lock import global_compiler_lock
 
-from fastbn_kernels.build import cache, interrupts, regions, spread, threads
+from fastbn_kernels.build import cache, interrupts, regions, spread, threads, whole
 from fastbn_kernels.build import forks as forks  # for what is done around a fork
 
 __all__ = [
@@ -184,7 +184,8 @@ class Kernel:
         dispatcher = njit(parallel=how != "serial", nogil=True, error_model="numpy")(self._named(how))
         cache.enable(dispatcher)
         data = DTYPES[dtype.char]
-        with regions.ours(regions.OURS if how == "parallel" else regions.NUMBAS):
+        ours = regions.ours(regions.OURS if how == "parallel" else regions.NUMBAS)
+        with ours, whole.whole(dispatcher.py_func.__qualname__):
             given = [ARGUMENTS[kind](data) for kind in self.kinds if kind != "Tail"]
             if self.kinds[-1] == "Tail":
                 given.append(tail_type(tail, given[0]))
