@@ -3,9 +3,9 @@
     python bench/accuracy.py [--out bench/results/accuracy.json] [--quick | --full]
 
 Errors in units in the last place of mean, variance, y, dx, dweight and dbias, for means up to 1e6 standard deviations
-from zero, scales 1e-20 and 1e18, and 2 to 1e6 values a channel (`--full`: 1e8, which takes 8 GB); then of fastbn alone
-in every layout, by every plan and in every dtype. Data is drawn afresh at each run; the seed is in the result, and
-`--seed` repeats it. Frameworks that are not installed are left out.
+from zero, scales 1e-20, 1e18 and 1e30, and 2 to 1e6 values a channel (`--full`: 1e8, which takes 8 GB); then of fastbn
+alone in every layout, by every plan, in every dtype and both precisions. Data is drawn afresh at each run; the seed is
+in the result, and `--seed` repeats it. Frameworks that are not installed are left out.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ import inspect
 
 from fastbn.backends.cpu import launch, plan
 
-# Families that add a channel up in the same order, so that one may stand for another.
+# Families that add a channel up in the same order, in any arithmetic, so that one may stand for another. "columns" and
+# "channels_last" are not among them: the latter cuts more than 65536 values into blocks of rows.
 ALIKE = {"channels_first", "overlapped", "tiles"}
 
 

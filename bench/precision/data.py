@@ -44,9 +44,9 @@ class Case:
     def eps(self) -> float:
         """The usual one at the usual scale; at others, one that means something (as in `test_numerics.py`).
 
-        It is a float32, which is what some take it as.
+        It is a float32, which is what some take it as, and so no more than 1e38.
         """
-        return float(np.float32(1e-5 if self.std == 1 else 1e-3 * self.std**2 + 1e-45))
+        return float(np.float32(1e-5 if self.std == 1 else min(1e-3 * self.std**2 + 1e-45, 1e38)))
 
     @property
     def label(self) -> str:

@@ -34,7 +34,8 @@ class Expected:
     dbias: np.ndarray
     y_terms: np.ndarray  # |weight| max(|xhat|, 1) + |bias|; the 1 is the mean, which has a standard deviation's digits
     dx_terms: np.ndarray  # the sizes of the three terms of dx added up
-    dweight_terms: np.ndarray  # sum |dy * xhat|
+    dx_sums: np.ndarray  # likewise, of the sums in these terms the absolute values, and max(|xhat|, 1) instead of xhat
+    dweight_terms: np.ndarray  # sum |dy| max(|xhat|, 1)
     dbias_terms: np.ndarray  # sum |dy|
 
 
@@ -59,7 +60,7 @@ def expected(problem: Problem, statistics: tuple[np.ndarray, np.ndarray] | None 
         offset, var = statistics[0] - first[:, 0], statistics[1].astype(WIDE)
     small = x.size <= KEPT
     y, dx = (np.empty(x.shape, WIDE if small else np.float64) for _ in range(2))
-    y_terms, dx_terms = (np.empty(x.shape, WIDE if small else np.float32) for _ in range(2))
+    y_terms, dx_terms, dx_sums = (np.empty(x.shape, WIDE if small else np.float32) for _ in range(3))
     given: dict[str, Any] = {"mean": offset, "var": var, "eps": case.eps, "axis": 0}
     dweight, dbias, dweight_terms, dbias_terms = np.zeros((4, case.channels), WIDE)
     w = WIDE(1) if weight is None else np.abs(reference.column(weight, x, 0))
@@ -72,7 +73,7 @@ def expected(problem: Problem, statistics: tuple[np.ndarray, np.ndarray] | None 
         dweight += more_weight
         dbias += more_bias
         size = np.abs(dy[:, at]).astype(WIDE)
-        dweight_terms += (size * np.abs(found.xhat)).sum(1)
+        dweight_terms += (size * np.maximum(np.abs(found.xhat), 1)).sum(1)
         dbias_terms += size.sum(1)
     for at in pieces(*x.shape):
         found = reference.forward(x[:, at] - first, **given)
@@ -82,19 +83,26 @@ def expected(problem: Problem, statistics: tuple[np.ndarray, np.ndarray] | None 
         along = found.xhat * reference.column(scale * dweight / case.count, x, 0)
         dx[:, at] = own - middle - along
         dx_terms[:, at] = np.abs(own) + np.abs(middle) + np.abs(along)
-    sums = dweight, dbias, y_terms, dx_terms, dweight_terms, dbias_terms
+        middle = reference.column(np.abs(scale) * dbias_terms / case.count, x, 0)
+        along = np.maximum(np.abs(found.xhat), 1) * reference.column(np.abs(scale) * dweight_terms / case.count, x, 0)
+        dx_sums[:, at] = np.abs(own) + middle + along
+    sums = dweight, dbias, y_terms, dx_terms, dx_sums, dweight_terms, dbias_terms
     return Expected(first[:, 0] + offset, var, y, dx, *sums)
+
+
+def _largest(errors: np.ndarray) -> float:
+    return float(np.nan_to_num(errors, nan=np.inf).max())
 
 
 def _relative(actual: np.ndarray, exact: np.ndarray) -> float:
     error = np.abs(actual.astype(WIDE) - exact)
-    return float(np.nan_to_num(np.where(error == 0, 0, error / np.abs(exact)), nan=np.inf).max())
+    return _largest(np.where(error == 0, 0, error / np.abs(exact)))
 
 
 def _of_terms(actual: np.ndarray, exact: np.ndarray, terms: np.ndarray) -> float:
     """Return the largest error in units in the last place of the terms that were added."""
-    unit = np.spacing(terms.astype(actual.dtype)).astype(WIDE)
-    return float(np.nan_to_num(np.abs(actual.astype(WIDE) - exact) / unit, nan=np.inf).max())
+    unit = np.spacing(terms.astype(actual.dtype)).astype(exact.dtype)
+    return _largest(np.abs(actual.astype(exact.dtype) - exact) / unit)
 
 
 def _of_values(actual: np.ndarray, exact: np.ndarray, terms: np.ndarray) -> tuple[float, ...]:
@@ -119,7 +127,7 @@ def errors(found: dict[str, np.ndarray], exact: Expected, problem: Problem) -> d
     A variance named "unbiased_var" is compared with the unbiased one. Names that end in "_terms" are errors in ulp of
     the terms that were added instead of their sum, in "_absolute" errors in no unit, in "_beyond" what comes on top of
     half an ulp, relative to the terms; in "_share" is how large a value is, relative to its terms, that is off by more
-    than 4 ulp.
+    than 4 ulp. "dx_sums" is in ulp of the terms of dx and of what its sums add up; "mean_std" in standard deviations.
     """
     result = {}
     own = parameter_dtype(problem.x.dtype)
@@ -135,6 +143,9 @@ def errors(found: dict[str, np.ndarray], exact: Expected, problem: Problem) -> d
                 result[name + "_terms"] = _of_terms(found[name].astype(own), right, vars(exact)[name + "_terms"])
             if name_of in ("mean", "var"):
                 result[name_of + "_relative"] = _relative(found[name], right)
+            if name == "mean":
+                off = np.abs(found[name].astype(WIDE) - right)
+                result["mean_std"] = _largest(np.where(off == 0, 0, off / np.sqrt(exact.var)))
         for name in ("y", "dx"):
             if name not in found:
                 continue
@@ -143,4 +154,7 @@ def errors(found: dict[str, np.ndarray], exact: Expected, problem: Problem) -> d
             suffixes = ("", "_terms", "_absolute", "_beyond", "_share")
             for suffix, values in zip(suffixes, zip(*largest, strict=True), strict=True):
                 result[name + suffix] = max(values)
+        if "dx" in found:
+            parts = pieces(*found["dx"].shape)
+            result["dx_sums"] = max(_of_terms(found["dx"][:, a], exact.dx[:, a], exact.dx_sums[:, a]) for a in parts)
     return result

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.metadata
 import importlib.util
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -25,19 +27,27 @@ SHAPES = {
     10**6: (2, (16, 250, 250)), 10**7: (1, (10, 1000, 1000)), 10**8: (1, (100, 1000, 1000)),
 }  # fmt: skip
 OFFSETS = (0.0, 1.0, 100.0, 1e4, 1e6)
-SCALES = (1e-20, 1e18)
+SCALES = (1e-20, 1e18, 1e30)
 # As far as the format holds the data: 100 standard deviations from zero, bfloat16 has half a one between two numbers.
 HALF_OFFSETS = (0.0, 1.0, 100.0)
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 LARGE = 10**7
+STORABLE = 1e18  # the standard deviation up to which float32 holds a variance
+
+Way = tuple[str, str, str, float]  # precision, layout, plan, std
 
 TRAINING: dict[str, Callable[[Problem], peers.Found]] = {
     "fastbn NCHW": lambda problem: ours.run(problem, "NCHW"),
     "fastbn NHWC": lambda problem: ours.run(problem, "NHWC"),
+    "fastbn exact": lambda problem: ours.run(problem, "NCHW", "exact"),
     **peers.TRAINING,
     "ONNX Runtime": peers.onnx_training,
 }
-INFERENCE = {"fastbn inference": ours.inference, "ONNX Runtime inference": peers.onnx_runtime}
+INFERENCE = {
+    "fastbn inference": ours.inference,
+    "fastbn exact inference": functools.partial(ours.inference, precision="exact"),
+    "ONNX Runtime inference": peers.onnx_runtime,
+}
 
 
 def compared(size: str) -> Iterator[Case]:
@@ -65,12 +75,24 @@ def own(dtype: str, size: str) -> Iterator[tuple[float, float]]:
         yield from ((0.0, std) for std in SCALES)
 
 
+def precisions(dtype: str) -> tuple[str, ...]:
+    """Return the precisions that differ on data of a dtype; of dtypes with one arithmetic, fast."""
+    return ("fast", "exact") if dtype == "float32" else ("fast",)
+
+
+def _is_another(name: str, dtype: str) -> bool:
+    """Whether a column is not one that another already is."""
+    return "exact" not in name or "exact" in precisions(dtype)
+
+
 def compare(case: Case, rng: np.random.Generator, missing: dict[str, str]) -> dict[str, dict[str, float]]:
     """Return the errors of everyone who can take part in a case; note why others cannot."""
     problem = draw(case, rng)
     exact = expected(problem)
     found = {}
     for name, run in TRAINING.items():
+        if not _is_another(name, case.dtype):
+            continue
         try:
             found[name] = errors(run(problem), exact, problem)
         except Unavailable as reason:
@@ -79,10 +101,14 @@ def compare(case: Case, rng: np.random.Generator, missing: dict[str, str]) -> di
             gc.collect()  # of gigabytes; it takes half a second with the frameworks loaded
     if problem.x.size > LARGE:
         return found  # more values of a channel are nothing new to inference
+    if case.std > STORABLE:
+        return found
     given = exact.mean.astype(np.float32), exact.var.astype(np.float32)
     del exact
     exact = expected(problem, given)
     for name, infer in INFERENCE.items():
+        if not _is_another(name, case.dtype):
+            continue
         try:
             found[name] = errors(infer(problem, *given), exact, problem)
         except Unavailable as reason:
@@ -91,36 +117,37 @@ def compare(case: Case, rng: np.random.Generator, missing: dict[str, str]) -> di
 
 
 def every_plan(dtype: str, size: str, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Return fastbn's largest errors over the offsets, for every layout, plan, choice of parameters and scale."""
+    """Return fastbn's largest errors over the offsets, for every layout, plan, precision, parameters and scale."""
     rows = []
     for family, (channels, split) in ours.SHAPES.items():
         for affine in AFFINE:
-            worst: dict[tuple[str, str, float], dict[str, Any]] = {}
-            for offset, std in own(dtype, size):
+            worst: dict[Way, dict[str, Any]] = {}
+            for offset, std in own(dtype, size) if ours.takes(family, dtype, "fast") else ():
                 problem = draw(Case(dtype, channels, split, offset, std, affine), rng)
                 exact = expected(problem)
                 told: dict[bytes, dict[str, float]] = {}  # most plans give the same bits
-                for layout in ours.FAMILY_LAYOUTS[family]:
-                    for plan, changes in ours.plans(family):
-                        results = ours.run(problem, layout, changes)
-                        bits = b"".join(array.tobytes() for array in results.values())
-                        if bits not in told:
-                            told[bits] = errors(results, exact, problem)
-                        found = told[bits]
-                        row = worst.setdefault((layout, plan, std), {"errors": {}, "at": {}})
-                        for name, value in found.items():
-                            if value > row["errors"].get(name, -1.0):
-                                row["errors"][name], row["at"][name] = value, offset
+                ways = product(precisions(dtype), ours.FAMILY_LAYOUTS[family], ours.plans(family))
+                for precision, layout, (plan, changes) in ways:
+                    if not ours.takes(family, dtype, precision):
+                        continue
+                    results = ours.run(problem, layout, precision, changes)
+                    bits = b"".join(array.tobytes() for array in results.values())
+                    if bits not in told:
+                        told[bits] = errors(results, exact, problem)
+                    row = worst.setdefault((precision, layout, plan, std), {"errors": {}, "at": {}})
+                    for name, value in told[bits].items():
+                        if value > row["errors"].get(name, -1.0):
+                            row["errors"][name], row["at"][name] = value, offset
             rows += [{"dtype": dtype, "affine": affine} | row for row in _together(worst)]
     return rows
 
 
-def _together(worst: dict[tuple[str, str, float], dict[str, Any]]) -> list[dict[str, Any]]:
+def _together(worst: dict[Way, dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for all layouts and plans that gave the same errors, which as a rule is a family."""
     by_plan: dict[str, dict[str, Any]] = {}
-    for (layout, plan, std), row in worst.items():
-        about = {"std": std, "plans": [plan], "layouts": []} | row
-        by_plan.setdefault(repr((std, plan, row)), about)["layouts"].append(layout)
+    for (precision, layout, plan, std), row in worst.items():
+        about = {"precision": precision, "std": std, "plans": [plan], "layouts": []} | row
+        by_plan.setdefault(repr((precision, std, plan, row)), about)["layouts"].append(layout)
     rows: dict[str, dict[str, Any]] = {}
     for row in by_plan.values():
         key = repr({name: value for name, value in row.items() if name != "plans"})

@@ -1,4 +1,4 @@
-"""fastbn in every layout and by every plan."""
+"""fastbn in every layout, by every plan and in both precisions."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from .data import LAYOUTS, Problem, axis, restore
 BOTH = (False, True)
 
 # Channels and split (N, H, W) of the shapes that reach every family of kernels; see fastbn/backends/cpu/plan.py.
+# What is computed in float64 has no kernels for "columns".
 SHAPES = {
     "call": (8, (10, 10, 10)),  # below PARALLEL_FROM: one kernel does the whole call
     "rows": (24, (16, 10, 10)),
-    "short": (24, (16, 10, 10)),  # groups of channels with short runs
+    "columns": (256, (2, 8, 8)),  # few rows of many channels
+    "short": (24, (64, 5, 5)),  # groups of channels with short runs
     "runs": (3, (2, 95, 95)),  # two tiles a run
 }
 FAMILY_LAYOUTS = {
     "call": LAYOUTS,
     "rows": ("NC", "NHWC", "channels_last"),
+    "columns": ("NC", "NHWC"),
     "short": ("NCL", "NCHW"),
     "runs": ("NCL", "NCHW"),
 }
@@ -36,7 +39,7 @@ def plans(family: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "call", {}
         return
     for parallel in BOTH:
-        for past in BOTH:
+        for past in BOTH if family != "columns" else (False,):  # which never writes past the cache
             name = f"{family}, {'parallel' if parallel else 'serial'}, {'past' if past else 'through'} the cache"
             ways = {"parallel": parallel, "past_cache": (past, past)}
             if family != "runs":
@@ -48,7 +51,14 @@ def plans(family: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{name}, overlapped", ways | {"family": "overlapped", "groups": 2}
 
 
-def run(problem: Problem, layout: str, changes: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
+def takes(family: str, dtype: str, precision: str) -> bool:
+    """Return whether there are kernels of a family for data of a dtype."""
+    return family != "columns" or not (dtype == "float64" or precision == "exact")
+
+
+def run(
+    problem: Problem, layout: str, precision: str = "fast", changes: dict[str, Any] | None = None
+) -> dict[str, np.ndarray]:
     """Return what a forward and a backward pass give, by the plan of fastbn's own choice or by another."""
     case, channel_axis = problem.case, axis(layout)
     x, dy = problem.arrange(problem.x, layout), problem.arrange(problem.dy, layout)
@@ -56,8 +66,9 @@ def run(problem: Problem, layout: str, changes: dict[str, Any] | None = None) ->
         if changes:
             force(patch, **changes)
         y, ctx = fastbn.batch_norm(
-            x, problem.weight, problem.bias, eps=case.eps, axis=channel_axis, out=np.full_like(x, np.nan)
-        )
+            x, problem.weight, problem.bias, eps=case.eps, axis=channel_axis, precision=precision,
+            out=np.full_like(x, np.nan),
+        )  # fmt: skip
         grads = fastbn.batch_norm_backward(dy, ctx, out=np.full_like(x, np.nan))
     found = {"mean": ctx.moments.mean, "var": ctx.moments.var()}
     found |= {"y": restore(y, channel_axis), "dx": restore(grads.dx, channel_axis)}
@@ -66,8 +77,10 @@ def run(problem: Problem, layout: str, changes: dict[str, Any] | None = None) ->
     return found
 
 
-def inference(problem: Problem, mean: np.ndarray, var: np.ndarray) -> dict[str, np.ndarray]:
+def inference(problem: Problem, mean: np.ndarray, var: np.ndarray, precision: str = "fast") -> dict[str, np.ndarray]:
     """Return the y of given statistics."""
     x = problem.arrange(problem.x, "NCHW")
-    y = fastbn.batch_norm_inference(x, mean, var, problem.weight, problem.bias, eps=problem.case.eps)
+    y = fastbn.batch_norm_inference(
+        x, mean, var, problem.weight, problem.bias, eps=problem.case.eps, precision=precision
+    )
     return {"y": restore(y, 1)}

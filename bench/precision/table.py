@@ -19,24 +19,34 @@ TITLES = {
     "y_terms": "y, in ulp of its terms, |weight| max(|xhat|, 1) + |bias|",
     "dx": "dx, in ulp",
     "dx_terms": "dx, in ulp of its three terms",
+    "dx_sums": "dx, in ulp of its three terms, with sums of absolute values",
     "y_absolute": "y, absolute",
     "mean": "mean, in ulp of the parameters' dtype",
     "var": "variance, in ulp of the parameters' dtype",
     "var_relative": "variance, relative error of what is given (fastbn gives float64)",
+    "mean_std": "mean, error of what is given in standard deviations (fastbn gives float64)",
     "dweight": "dweight, in ulp",
+    "dweight_terms": "dweight, in ulp of its terms, sum |dy| max(|xhat|, 1)",
     "dbias": "dbias, in ulp",
+    "dbias_terms": "dbias, in ulp of its terms, sum |dy|",
 }
 
 PREAMBLE = """\
 Largest error over all channels and values, in units in the last place (ulp) of the exact result in the dtype of the
 result, against an oracle of {oracle_digits} binary digits (`tests/reference.py`). Half an ulp is the exact result
 rounded once. A y near zero has a small ulp; there, errors in ulp of the terms that were added say more.
+
+Float32 data are computed in float32 by default (`precision="fast"`), and held to 4 ulp of their terms, those of dx and
+dweight with sums of absolute values; "exact" columns and lines are `precision="exact"`, computed in float64 and rounded
+once. Data of other dtypes have one arithmetic.
+
 NaN, and an infinity that should be a number, count as inf; a dash is what an implementation does not give or do.
 
-Weight and bias are random (normal), eps is 1e-5 (at the scales 1e-20 and 1e18 a thousandth of the variance), and the
-same numbers go to all. PyTorch, Flax, Keras, the formula as JAX's users write it, and NumPy compute in training mode,
-with their own gradients; ONNX Runtime has no gradients. PyTorch's variance is the unbiased one, and compared with that.
-The two columns "inference" are given the statistics rounded to float32, and compared with the exact y of these.
+Weight and bias are random (normal), eps is 1e-5 (at the scales 1e-20, 1e18 and 1e30 a thousandth of the variance, 1e38
+at most), and the same numbers go to all. PyTorch, Flax, Keras, the formula as JAX's users write it, and NumPy compute
+in training mode, with their own gradients; ONNX Runtime has no gradients. PyTorch's variance is the unbiased one, and
+compared with that. The columns "inference" are given the statistics rounded to float32, which at 1e30 cannot hold the
+variance, and compared with the exact y of these.
 
 {date}, {machine}, seed {seed}, run `{size}`; {versions}.
 All figures are in the JSON file beside this one; `python bench/accuracy.py --full --out FILE.json` makes both.
@@ -58,11 +68,12 @@ OWN = """\
 ## fastbn in every layout, by every plan
 
 Largest error in ulp over the means 0, 1, 100, 1e4, 1e6 standard deviations from zero (16 bits: to 100), and of all
-layouts and plans at the scales 1e-20 and 1e18, over tensors of 8000 to 54150 values. Parameters: none; random; *near*,
-where in every channel one weight * xhat and bias cancel to a millionth; *cancelling*, where they cancel to the last
-place of bias, so that y is what rounding the bias left. The other columns are the worst over all four: *of terms* is in
-ulp of the terms that are added instead of their sum, and *beyond* is the error of y on top of half its ulp, relative to
-its terms: the error of the arithmetic. The table of plans is of the scale 1.
+layouts and plans at the scales 1e-20, 1e18 and 1e30, over tensors of 8000 to 54150 values. Parameters: none; random;
+*near*, where in every channel one weight * xhat and bias cancel to a millionth; *cancelling*, where they cancel to the
+last place of bias, so that y is what rounding the bias left. The other columns are the worst over all four: *of terms*
+is in ulp of the terms that are added instead of their sum (for dx and dweight with sums of absolute values), and
+*beyond* is the error of y on top of half its ulp, relative to its terms: the error of the arithmetic. The table of
+plans is of the scale 1.
 """
 
 
@@ -79,6 +90,11 @@ def cell(value: float | None) -> str:
 
 def worst(found: Iterable[float | None]) -> float | None:
     return max((value for value in found if value is not None), default=None)
+
+
+def kind(row: Row) -> str:
+    """Return what a row of plans is called: its dtype and, if it is not the default, its precision."""
+    return f"{row['dtype']} exact" if row["precision"] == "exact" else str(row["dtype"])
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -115,14 +131,14 @@ def comparison(found: Row) -> list[str]:
 def own(found: Row) -> list[str]:
     """Return the tables of fastbn's own errors: by layout, and by plan."""
     rest = {
-        "of terms": "y_terms", "beyond": "y_beyond", "dx": "dx", "of terms ": "dx_terms", "mean": "mean", "var": "var",
+        "of terms": "y_terms", "beyond": "y_beyond", "dx": "dx", "of terms ": "dx_sums", "mean": "mean", "var": "var",
         "dweight": "dweight", "of terms  ": "dweight_terms", "dbias": "dbias", "of terms   ": "dbias_terms",
     }  # fmt: skip
     rows = found["plans"]
-    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    dtypes = list(dict.fromkeys(map(kind, rows)))
     by_layout, by_plan = [], []
     for dtype in dtypes:
-        own_rows = [row for row in rows if row["dtype"] == dtype]
+        own_rows = [row for row in rows if kind(row) == dtype]
         groups = [(layout, [r for r in own_rows if r["std"] == 1 and layout in r["layouts"]]) for layout in LAYOUTS]
         scales = dict.fromkeys(row["std"] for row in own_rows if row["std"] != 1)
         groups += [(f"all, std {std:g}", [row for row in own_rows if row["std"] == std]) for std in scales]
@@ -134,8 +150,8 @@ def own(found: Row) -> list[str]:
     for plan in dict.fromkeys(plan for row in rows for plan in row["plans"]):
         cells = [plan]
         for dtype in dtypes:
-            some = [row["errors"] for row in rows if row["dtype"] == dtype and plan in row["plans"]]
-            cells += [cell(worst(errors[name] for errors in some)) for name in ("y_terms", "y_beyond", "dx_terms")]
+            some = [row["errors"] for row in rows if kind(row) == dtype and plan in row["plans"]]
+            cells += [cell(worst(errors[name] for errors in some)) for name in ("y_terms", "y_beyond", "dx_sums")]
         by_plan.append(cells)
     heads = ["dtype", "layout", *(f"y, {kind}" for kind in AFFINE), *map(str.strip, rest)]
     plan_heads = [f"{dtype}: {name}" for dtype in dtypes for name in ("y of terms", "beyond", "dx of terms")]
@@ -145,10 +161,13 @@ def own(found: Row) -> list[str]:
 def headline(found: Row) -> list[str]:
     """Return the worst y of fastbn over everything, a line for every dtype."""
     lines = []
-    for dtype in dict.fromkeys(row["dtype"] for row in found["plans"]):
+    for label in dict.fromkeys(map(kind, found["plans"])):
+        plans = [row for row in found["plans"] if kind(row) == label]
+        dtype, precision = plans[0]["dtype"], plans[0]["precision"]
         cases = [case for case in found["cases"] if case["dtype"] == dtype]
-        beside = [case["errors"][name] for case in cases for name in case["errors"] if name.startswith("fastbn")]
-        plans = [row for row in found["plans"] if row["dtype"] == dtype]
+        names = {name for case in cases for name in case["errors"] if name.startswith("fastbn")}
+        names = {name for name in names if ("exact" in name) is (precision == "exact")}
+        beside = [case["errors"][name] for case in cases for name in sorted(names) if name in case["errors"]]
         usual, scaled, near, last = (
             [row["errors"] for row in plans if row["affine"] in kinds and (row["std"] == 1) is unscaled]
             for kinds, unscaled in (
@@ -160,11 +179,11 @@ def headline(found: Row) -> list[str]:
         terms, beyond = (worst(errors[q] for errors in everywhere) for q in ("y_terms", "y_beyond"))
         down_to = beyond * DIGITS[dtype] / 3.5  # what is left of 4 ulp after rounding
         share = "-" if down_to > 1 else f"2^{math.ceil(math.log2(down_to))}" if down_to > 0 else "0"
-        lines.append([dtype, *map(cell, (*y, terms, beyond)), share])
+        lines.append([label, *map(cell, (*y, terms, beyond)), share])
     heads = [
         "y, in ulp",
         "no parameters, or random",
-        "scales 1e-20, 1e18",
+        "scales 1e-20, 1e18, 1e30",
         "cancelling to a millionth",
         "to the last place",
     ]
