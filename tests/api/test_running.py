@@ -24,7 +24,8 @@ def test_every_step(rng, dtype, momentum, correction):
             (var, old_var, batch_var * 30 / (30 - correction)),
         ):
             want = reference.running(old, batch, momentum)
-            check(new, want, statistics(30, 8, dtype) * (np.abs(old) + np.abs(batch)).max() * 3)
+            size = np.abs(old) + np.abs(batch) + np.sqrt(batch_var)  # a mean is off by a part of a standard deviation
+            check(new, want, statistics(30, 8, dtype) * size.max())
 
 
 def test_momentum_is_the_weight_of_the_new_value():
