@@ -254,7 +254,7 @@ np.testing.assert_array_equal(layer(x), expected)
 EXHAUSTING = [
     ((16, 40000), "new"),  # the result
     ((16, 40000), "strided"),
-    ((64, 20000), "out"),  # the workspace, in the kernel
+    ((64, 40000), "out"),  # the workspace, in the kernel
 ]
 
 

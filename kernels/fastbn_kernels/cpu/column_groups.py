@@ -4,14 +4,15 @@ Everything about a group is done by one thread, while its values are in that cor
 of three, and no other work than its own before and after. 64 x 4096 float32, after a matrix product on 2 threads: see
 docs/performance.md. With more rows than a few hundred, rows in pieces cost more than that saves.
 
-What a column holds does not depend on its group, whose size may follow the number of threads.
+What a column holds does not depend on its group, whose size may follow the number of threads. Workspace is allocated
+before the loop, which an error could not leave.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from fastbn_kernels.build.decorators import Array, ReadRC, Saved, Sums, Tail, WriteRC, kernel, prange, scalar
+from fastbn_kernels.build.decorators import ReadRC, Saved, Sums, Tail, WriteRC, kernel, prange, scalar
 from fastbn_kernels.cpu.columns import fill_forward, fill_gradient, fill_sums, group_columns, save_moments, save_sums
 from fastbn_kernels.cpu.loops.row_streams import sum_rows, write_rows
 from fastbn_kernels.cpu.moments import column_means, sum_columns
@@ -27,29 +28,20 @@ def column_bounds(task: int, groups: int, C: int) -> tuple[int, int]:
     return task * vectors // groups * LANES, min(C, (task + 1) * vectors // groups * LANES)
 
 
-@scalar
-def group_moments(x: Array, c0: int, c1: int, saved: Array) -> None:
-    """Fill MEAN, MEAN_LO, M2 and VAR of channels c0 to c1."""
-    R = x.shape[0]
-    width = c1 - c0
-    around, sums = empty_params(x, 2, width), np.empty((2, width))
-    share = 1.0 / R
-    column_means(x, 0, R, c0, around, 0, width)
-    sum_columns(x, 0, R, c0, around, 0, width, sums)
-    group_columns(x, c0, share, around, 0, width, sums)
-    save_moments(x, np.float64(R), sums, 0, c0, c1, saved)
-
-
 @kernel
 def forward_columns(x: ReadRC, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteRC, tail: Tail) -> None:
     """Normalise with the batch's own statistics to y, which may be x, groups of columns spread over the threads."""
     R, C = x.shape
+    around, sums, params = empty_params(x, 2, C), np.empty((2, C)), empty_params(x, FORWARD_ROWS, C)
     for task in prange(0, groups):
         c0, c1 = column_bounds(task, groups, C)
-        group_moments(x, c0, c1, saved)
-        params = empty_params(x, FORWARD_ROWS, c1 - c0)
-        fill_forward(x, saved, eps, c0, c1, params, 0)
-        write_rows(None, x, c0, C, R, c1 - c0, params, 0, y, False, tail)
+        width = c1 - c0
+        column_means(x, 0, R, c0, around, c0, width)
+        sum_columns(x, 0, R, c0, around, c0, width, sums)
+        group_columns(x, c0, 1.0 / R, around, c0, c1, sums)
+        save_moments(x, np.float64(R), sums, c0, c0, c1, saved)
+        fill_forward(x, saved, eps, c0, c1, params, c0)
+        write_rows(None, x, c0, C, R, width, params, c0, y, False, tail)
 
 
 @kernel
@@ -59,18 +51,17 @@ def backward_columns(
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, and the sums, groups of columns spread over the threads."""
     R, C = x.shape
+    params, found = empty_params(x, GRADIENT_ROWS, C), np.zeros((2, C))
     for task in prange(0, groups):
         c0, c1 = column_bounds(task, groups, C)
         width = c1 - c0
-        params = empty_params(x, GRADIENT_ROWS, width)
-        fill_sums(x, saved, c0, c1, params, 0)
-        found = np.zeros((2, width))
-        sum_rows(dy, x, c0, C, R, width, params, 0, found, tail)
-        save_sums(x, saved, c0, c1, found, 0, sums)
-        fill_gradient(x, np.float64(R), saved, sums, c0, c1, params, 0)
+        fill_sums(x, saved, c0, c1, params, c0)
+        sum_rows(dy, x, c0, C, R, width, params, c0, found, tail)
+        save_sums(x, saved, c0, c1, found, c0, sums)
+        fill_gradient(x, np.float64(R), saved, sums, c0, c1, params, c0)
         if not frozen:
-            write_rows(dy, x, c0, C, R, width, params, 0, dx, False, tail)
+            write_rows(dy, x, c0, C, R, width, params, c0, dx, False, tail)
         elif tail is None:
-            write_rows(dy, None, c0, C, R, width, params, 0, dx, False, None)
+            write_rows(dy, None, c0, C, R, width, params, c0, dx, False, None)
         else:
-            write_rows(dy, x, c0, C, R, width, params, 0, dx, False, (tail,))
+            write_rows(dy, x, c0, C, R, width, params, c0, dx, False, (tail,))
