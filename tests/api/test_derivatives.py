@@ -56,7 +56,7 @@ def test_against_the_oracle(rng, case, dtype, frozen):
     shape, axis = case
     x, dy, v, weight, bias, ddweight, ddbias = everything(rng, shape, axis, dtype)
     statistics, running = given_statistics(rng, shape[axis], dtype, frozen)
-    _, ctx = fastbn.batch_norm(x, weight, bias, axis=axis, **running)
+    _, ctx = fastbn.batch_norm(x, weight, bias, axis=axis, **running, precision="exact")
     results = check_both(ctx, x, dy, v, weight, ddweight, ddbias, axis=axis, **statistics)
     assert {a.dtype for a in results} == {np.dtype(dtype)}
 
@@ -83,7 +83,7 @@ def test_16_bits(rng, dtype, shape, frozen):
 def test_far_from_zero_and_any_eps(rng, case, mean_and_eps, dtype):
     (shape, axis), (mean, eps) = case, mean_and_eps
     x, dy, v, weight, bias, ddweight, ddbias = everything(rng, shape, axis, dtype, mean)
-    _, ctx = fastbn.batch_norm(x, weight, bias, axis=axis, eps=eps)
+    _, ctx = fastbn.batch_norm(x, weight, bias, axis=axis, eps=eps, precision="exact")
     check_both(ctx, x, dy, v, weight, ddweight, ddbias, axis=axis, eps=eps)
 
 
@@ -92,7 +92,7 @@ def test_the_gradient_of_the_weight_does_not_depend_on_the_weight(rng, shape, ax
     x, dy, v, weight, bias, ddweight, ddbias = everything(rng, shape, axis, np.float32)
     found = []
     for weight_ in (weight, np.zeros_like(weight)):
-        _, ctx = fastbn.batch_norm(x, weight_, bias, axis=axis)
+        _, ctx = fastbn.batch_norm(x, weight_, bias, axis=axis, precision="exact")
         found.append(check_both(ctx, x, dy, v, weight_, ddweight, ddbias, axis=axis)[2])
     np.testing.assert_array_equal(*found)
     assert found[0].all()
@@ -104,7 +104,7 @@ def test_any_strides(rng, place, dtype):
     x, dy, v, weight, bias, ddweight, ddbias = everything(rng, (6, 5, 4, 9), 1, dtype)
     ways = list(STORED.values())
     stored, v_given, dy_given = (ways[(place + i) % len(ways)](a) for i, a in ((0, x), (1, v), (3, dy)))
-    _, ctx = fastbn.batch_norm(stored, weight, bias)
+    _, ctx = fastbn.batch_norm(stored, weight, bias, precision="exact")
     before = np.array(v_given), np.array(dy_given)
     ddy, dx, _, ty = check_both(ctx, x, dy, v, weight, ddweight, ddbias, given=(v_given, dy_given))
     for result in (ddy, dx, ty):

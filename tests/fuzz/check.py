@@ -8,7 +8,7 @@ from hypothesis import settings
 import fastbn
 import reference
 from fuzz import legal
-from tolerance import check, check_backward, check_forward, relative
+from tolerance import check, check_backward, check_forward, statistics
 
 NAMES = (
     "x|weight|bias|running_mean|running_var|training|momentum|correction|eps|axis|moments|precision|out|device|dy|ctx|"
@@ -81,6 +81,7 @@ class Before:
         self.axis = int(a["axis"])
         self.eps = float(a["eps"])
         self.training = bool(a["training"])
+        self.exact = a.get("precision") == "exact"
         self.momentum, self.correction = a["momentum"], float(a["correction"])
         x = channels_first(values(a["x"]), self.axis)
         C = len(x)
@@ -129,7 +130,8 @@ class Before:
 
     def check_y(self, y):
         if self.good.any():
-            check_forward(channels_first(y, self.axis)[self.good], self.f, self.weight, self.bias)
+            y = channels_first(y, self.axis)[self.good]
+            check_forward(y, self.f, self.weight, self.bias, exact=self.exact)
 
     def check_running(self, a):
         if not self.good.any() or self.mean is None or not self.training:
@@ -140,7 +142,7 @@ class Before:
         for name, old, batch in (("running_mean", self.mean, self.f.mean), ("running_var", self.var, batch_var)):
             want = reference.running(old, batch, self.momentum)
             size = np.abs(old) + np.abs(batch) + np.sqrt(batch_var)
-            error = relative(count, reach, self.x.dtype) * size.max()
+            error = statistics(count, reach, self.x.dtype, self.exact) * size.max()
             check(values(a[name])[self.good], want, error)
 
     def check_gradients(self, grads, dy, given, x_dtype):
@@ -170,4 +172,5 @@ class Before:
                 None if grads.dbias is None else grads.dbias[chosen],
             )
             self._only(sure)
-            check_backward(own, tuple(part[sure] for part in expected), dy[sure], self.f, self.weight)
+            parts = tuple(part[sure] for part in expected)
+            check_backward(own, parts, dy[sure], self.f, self.weight, exact=self.exact)

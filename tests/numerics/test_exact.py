@@ -11,7 +11,7 @@ import pytest
 import fastbn
 import reference
 from grid import thinned
-from tolerance import check_forward, relative
+from tolerance import check_forward, statistics
 
 # The univariate sets of NIST's Statistical Reference Datasets that are given by formula, with the certified mean and
 # (n - 1) standard deviation: https://www.itl.nist.gov/div898/strd/univ/homepage.html. They were made to break
@@ -23,6 +23,8 @@ NIST = {
     "NumAcc3": (np.r_[1000000.2, np.round(1000000.2 + ALTERNATING, 1)], 1000000.2, 0.1),
     "NumAcc4": (np.r_[10000000.2, np.round(10000000.2 + ALTERNATING, 1)], 10000000.2, 0.1),
 }
+
+KINDS = [(np.float32, "fast"), (np.float32, "exact"), (np.float64, "exact")]
 
 # How n values of one channel are laid out: a row each, one run, a run each, many channels of them.
 LAYOUTS = {
@@ -41,30 +43,32 @@ def rational(values):
     return mean, sum((value - mean) ** 2 for value in exact)
 
 
-def check_exactly(ctx, mean, m2, values):
+def check_exactly(ctx, mean, m2, values, exact):
     """Compare the mean, as the pair that it is, and m2 with rational numbers."""
     std = float(m2 / len(values)) ** 0.5
     farthest = max(abs(float(Fraction(float(value)) - mean)) for value in values)
     reach = farthest / std if std else 0  # float32 holds NumAcc4 as one value, over and over
-    error = Fraction(relative(len(values), reach))
+    error = Fraction(statistics(len(values), reach, values.dtype, exact))
     for found, low, squares in zip(ctx.mean, ctx.mean_lo, ctx.moments.m2, strict=True):
         assert abs(Fraction(found) + Fraction(low) - mean) <= error * Fraction(std)
         assert abs(Fraction(squares) - m2) <= error * m2
 
 
-@pytest.mark.parametrize(("name", "dtype", "layout"), thinned(NIST, [np.float32, np.float64], LAYOUTS))
-def test_nist(name, dtype, layout):
+@pytest.mark.parametrize(("name", "kind", "layout"), thinned(NIST, KINDS, LAYOUTS))
+def test_nist(name, kind, layout):
+    dtype, precision = kind
+    exact = precision == "exact"
     values, certified_mean, certified_std = NIST[name]
     values = np.asarray(values, dtype)
     x, axis = LAYOUTS[layout](values)
-    y, ctx = fastbn.batch_norm(x, axis=axis, eps=1e-12)
-    check_exactly(ctx, *rational(values), values)
-    check_forward(y, reference.forward(x, axis=axis, eps=1e-12))
+    y, ctx = fastbn.batch_norm(x, axis=axis, eps=1e-12, precision=precision)
+    check_exactly(ctx, *rational(values), values, exact)
+    check_forward(y, reference.forward(x, axis=axis, eps=1e-12), exact=exact)
     # Storing a decimal moves it by half its spacing; that moves the standard deviation by no more, because centring
     # values does not lengthen their vector, times sqrt(n / (n - 1)).
     stored = np.spacing(values.max()) / 2
     std = np.sqrt(ctx.moments.var(correction=1))
-    own = relative(len(values), 8) * certified_std
+    own = statistics(len(values), 8, dtype, exact) * certified_std
     assert np.abs(std - certified_std).max() <= stored * np.sqrt(len(values) / (len(values) - 1)) + own
     assert np.abs(ctx.moments.mean - certified_mean).max() <= stored + own + np.spacing(float(certified_mean))
 
@@ -81,16 +85,17 @@ def test_exact_in_any_order(rng, n, dtype, layout):
         np.testing.assert_array_equal(ctx.moments.m2, float(m2))
 
 
+@pytest.mark.parametrize("precision", ["fast", "exact"])
 @pytest.mark.parametrize("layout", ["rows", "run"])
-def test_many_tiles_of_integers(rng, layout):
+def test_many_tiles_of_integers(rng, layout, precision):
     """Tiles of unequal size are merged with rounded weights; what that costs stays within the bound."""
     values = rng.integers(-1000, 1001, 300_007).astype(np.float32) + np.float32(1 << 20)
     total, squares = int(values.sum(dtype=np.int64)), int((values.astype(np.int64) ** 2).sum())
     mean = Fraction(total, len(values))
     m2 = squares - total * mean
     x, axis = LAYOUTS[layout](values)
-    _, ctx = fastbn.batch_norm(x, axis=axis)
+    _, ctx = fastbn.batch_norm(x, axis=axis, precision=precision)
     reach = float(max(values.max() - mean, mean - values.min())) / float(m2 / len(values)) ** 0.5
-    error = relative(len(values), reach)
+    error = statistics(len(values), reach, values.dtype, precision == "exact")
     assert abs(float(Fraction(ctx.mean[0]) + Fraction(ctx.mean_lo[0]) - mean)) <= error * float(m2 / len(values)) ** 0.5
     assert abs(float(Fraction(ctx.moments.m2[0]) / m2 - 1)) <= error

@@ -14,9 +14,8 @@ import numpy as np
 from fastbn_kernels.build.decorators import Array, ReadRC, Saved, Sums, Tail, WriteRC, kernel, prange, scalar
 from fastbn_kernels.cpu.columns import fill_forward, fill_gradient, fill_sums, group_columns, save_moments, save_sums
 from fastbn_kernels.cpu.loops.row_streams import sum_rows, write_rows
-from fastbn_kernels.cpu.moments import AGAIN, AGAIN_SINGLE, column_means, settled
+from fastbn_kernels.cpu.moments import column_means, sum_columns
 from fastbn_kernels.cpu.params import FORWARD_ROWS, GRADIENT_ROWS
-from fastbn_kernels.cpu.simd.ops import single
 from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.sweeps import empty_params
 
@@ -31,17 +30,12 @@ def column_bounds(task: int, groups: int, C: int) -> tuple[int, int]:
 @scalar
 def group_moments(x: Array, c0: int, c1: int, saved: Array) -> None:
     """Fill MEAN, MEAN_LO, M2 and VAR of channels c0 to c1."""
-    R, C = x.shape
+    R = x.shape[0]
     width = c1 - c0
     around, sums = empty_params(x, 2, width), np.empty((2, width))
     share = 1.0 / R
     column_means(x, 0, R, c0, around, 0, width)
-    times = 1 + (AGAIN_SINGLE if single(x) else AGAIN)
-    for time in range(times):
-        sums[:] = 0.0
-        sum_rows(None, x, c0, C, R, width, around, 0, sums, None)
-        if time == times - 1 or settled(x, share, around, 0, width, sums):
-            break
+    sum_columns(x, 0, R, c0, around, 0, width, sums)
     group_columns(x, c0, share, around, 0, width, sums)
     save_moments(x, np.float64(R), sums, 0, c0, c1, saved)
 

@@ -94,6 +94,20 @@ def _is_single(array: Any) -> bool:
 
 
 @traced
+def second_chain(
+    first: tuple[Vector, Vector], dy: Array | None, x: Array, i: int, n: Count, params: Params, tail: Any
+) -> tuple[Vector, Vector]:
+    """Return the sums over one vector, the first of a chain beside another; in float64 chains are one."""
+    return first_sums(dy, x, i, n, params, tail) if _is_single(x) else more_sums(first, dy, x, i, n, params, tail)
+
+
+@traced
+def both_chains(x: Array, first: tuple[Vector, Vector], second: tuple[Vector, Vector]) -> tuple[Vector, Vector]:
+    """Return the sums of both."""
+    return (add(first[0], second[0]), add(first[1], second[1])) if _is_single(x) else second
+
+
+@traced
 def short_sums(x: Array, sums: tuple[Vector, Vector]) -> tuple[Vector, Vector]:
     """Return what `another` adds to: in float32 sums of their own, in float64 the long sums themselves."""
     return (splat(x, 0.0), splat(x, 0.0)) if _is_single(x) else sums
@@ -112,7 +126,7 @@ def another(
 
 @traced
 def long_sums(x: Array, sums: tuple[Vector, Vector], short: tuple[Vector, Vector]) -> tuple[Vector, Vector]:
-    """Return long sums after short ones, which were of at most 8 vectors."""
+    """Return long sums after short ones, which were of at most 4 vectors."""
     return (add(sums[0], widen(short[0])), add(sums[1], widen(short[1]))) if _is_single(x) else short
 
 

@@ -7,7 +7,7 @@ drop.
 
 In float64, k is a value of the tile, and too far are 8 standard deviations: at most 6 of the 53 bits cancel, at any
 mean, and the usual tile is swept once. In float32 there are 24 bits, of which not one can be spared: k is the mean of a
-few values, too far is the square root of 3, and too far are values whose squares leave the range of float32: they are
+few values, too far is one standard deviation, and too far are values whose squares leave the range of float32: they are
 taken in another unit.
 
 Channels first, x is (N, C, S) with S values of a channel side by side; channels last, it is (R, C).
@@ -21,6 +21,7 @@ import numpy as np
 
 from fastbn_kernels.build.decorators import Array, ReadNCS, ReadRC, Saved, kernel, prange, scalar
 from fastbn_kernels.cpu.columns import group_columns, save_moments
+from fastbn_kernels.cpu.loops.row_streams import sum_rows
 from fastbn_kernels.cpu.loops.segments import segments_sums
 from fastbn_kernels.cpu.params import as_pair
 from fastbn_kernels.cpu.simd.channels import finite, held, put
@@ -39,8 +40,9 @@ from fastbn_kernels.cpu.tiles import (
 from fastbn_kernels.formulas import finite_or_zero, group, merge, shift_is_off
 from fastbn_kernels.saved import M2, MEAN, MEAN_LO
 
-# Rows whose mean is the shift of a block of rows, in float32.
-SAMPLE = 8
+# Rows whose mean is the shift of a block of rows, in float32. With 8 of them one column in 200 is summed again, with 32
+# none; columns are summed again by themselves, but not those of a wide row, which are the channels several times.
+SAMPLE, SAMPLE_WIDE = 8, 32
 
 # ---------------------------------------------------------------- channels first
 
@@ -52,21 +54,27 @@ def channel_origin(x: Array, c: int) -> float:
 
 
 @scalar
-def first_mean(x: Array, at: int, length: int) -> float:
-    """Return the mean of the first of `length` values, as many as a power of two and a vector have."""
+def first_mean(x: Array, at: int, step: int, segments: int, length: int) -> float:
+    """Return the mean of the first values of segments, `step` apart: as many as a power of two, and a vector, have."""
     count = 1
     while count < LANES and 2 * count <= length:
         count *= 2
-    return finite_or_zero(rounded(x, total(widen(load(x, at, count))) / count))
+    taken = 1
+    while taken * count < LANES and 2 * taken <= segments:
+        taken *= 2
+    found = widen(load(x, at, count))
+    for segment in range(1, taken):
+        found = add(found, widen(load(x, at + segment * step, count)))
+    return finite_or_zero(rounded(x, total(found) / (count * taken)))
 
 
 @scalar
 def tile_shift(x: Array, c: int, tile: int) -> float:
     """Return what the sums of a tile of channel c are taken around."""
     N, C, S = x.shape
-    n0, _, s0, s1 = tile_bounds(tile, N, S)
+    n0, n1, s0, s1 = tile_bounds(tile, N, S)
     at = (n0 * C + c) * S + s0
-    return first_mean(x, at, s1 - s0) if single(x) else finite_or_zero(value(x, at))
+    return first_mean(x, at, C * S, n1 - n0, s1 - s0) if single(x) else finite_or_zero(value(x, at))
 
 
 @scalar
@@ -77,7 +85,7 @@ def sum_again(x: Array, share: float, total: float, squares: float) -> bool:
     deviations costs, 6e-15 of the variance, are seen. Around the mean it is 5e-16.
     """
     if single(x):
-        return 4.0 * (total * (total * share)) > 3.0 * squares
+        return 2.0 * (total * (total * share)) > squares
     return shift_is_off(share, total, squares) or (x.itemsize == 8 and math.isfinite(total))
 
 
@@ -188,8 +196,8 @@ def column_means(x: Array, r0: int, r1: int, c0: int, around: Array, at: int, ch
     k is the first value or, in float32, the mean of a few rows that are evenly spread from r0 to r1.
     """
     C = x.shape[1]
-    rows = 1
-    while single(x) and rows < SAMPLE and 2 * rows <= r1 - r0:
+    rows, most = 1, SAMPLE if rows_together(C) == 1 else SAMPLE_WIDE
+    while single(x) and rows < most and 2 * rows <= r1 - r0:
         rows *= 2
     step = (r1 - r0) // rows * C
     for c in range(0, channels, LANES):
@@ -222,6 +230,26 @@ def settled(x: Array, share: float, around: Array, at: int, channels: int, sums:
 
 
 @scalar
+def sum_columns(
+    x: Array, r0: int, r1: int, c0: int, around: Array, at: int, channels: int, sums: Array
+) -> None:  # fmt: skip
+    """Fill sums of rows r0 to r1 of columns c0 on, in columns `at` on; 16 columns again by themselves where need be."""
+    C = x.shape[1]
+    start, rows, share = r0 * C + c0, r1 - r0, 1.0 / (r1 - r0)
+    again = AGAIN_SINGLE if single(x) else AGAIN
+    for time in range(again + 1):
+        width = channels if time == 0 or x.itemsize == 8 else LANES  # float64 is all summed twice, row after row
+        for c in range(0, channels, width):
+            n = min(width, channels - c)
+            if time > 0 and settled(x, share, around, at + c, n, sums):
+                continue
+            for i in range(at + c, at + c + n):
+                sums[0, i] = 0.0
+                sums[1, i] = 0.0
+            sum_rows(None, x, start + c, C, rows, n, around, at + c, sums, None)
+
+
+@scalar
 def block_moments(x: Array, task: int, shifts: Array, sums: Array) -> None:
     """Fill this tile's part of `sums`, (blocks, 2, wide C): the offsets of the means from row 0, and m2.
 
@@ -233,13 +261,16 @@ def block_moments(x: Array, task: int, shifts: Array, sums: Array) -> None:
     channels = min(C, c1 - c0)
     share = 1.0 / (r1 - r0)
     column_means(x, r0, r1, c0, around, c0, channels)
-    times = 1 + (AGAIN_SINGLE if single(x) else AGAIN)
-    for time in range(times):
-        repeat(around[0, c0:c1], channels)
-        repeat(around[1, c0:c1], channels)
-        block_sums(None, x, task, around, found, None)
-        if time == times - 1 or settled(x, share, around, c0, channels, found):
-            break
+    if rows_together(C) == 1:
+        sum_columns(x, r0, r1, c0, around, c0, channels, found)
+    else:
+        times = 1 + (AGAIN_SINGLE if single(x) else AGAIN)
+        for time in range(times):
+            repeat(around[0, c0:c1], channels)
+            repeat(around[1, c0:c1], channels)
+            block_sums(None, x, task, around, found, None)
+            if time == times - 1 or settled(x, share, around, c0, channels, found):
+                break
     group_columns(x, c0, share, around, c0, c0 + channels, found)
 
 

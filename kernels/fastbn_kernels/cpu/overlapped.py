@@ -14,7 +14,16 @@ import numpy as np
 
 from fastbn_kernels.build.decorators import Array, ReadNCS, Saved, Sums, Tail, WriteNCS, kernel, prange, scalar
 from fastbn_kernels.cpu.backward import channel_gradient, channel_sums
-from fastbn_kernels.cpu.element import first_sums, more_sums, result
+from fastbn_kernels.cpu.element import (
+    another,
+    both_chains,
+    first_sums,
+    long_sums,
+    more_sums,
+    result,
+    second_chain,
+    short_sums,
+)
 from fastbn_kernels.cpu.loops.segments import AHEAD, to_line
 from fastbn_kernels.cpu.moments import channel_moments, channel_origin, tile_group, tile_shift
 from fastbn_kernels.cpu.params import (
@@ -52,15 +61,25 @@ def write_and_sum_segments(
         store(out, i, head, result(dy, x, i, head, params, tail))
         i += head
         while i + 8 * LANES <= end:
-            eight = first_sums(dy, x, s, None, shift, tail)
+            first = first_sums(dy, x, s, None, shift, tail)
             prefetch(x, s + AHEAD)
             prefetch(dy, s + AHEAD)
             stream(out, i, result(dy, x, i, None, params, tail))
-            for j in range(1, 8):
-                eight = more_sums(eight, dy, x, s + j * LANES, None, shift, tail)
+            for j in range(1, 4):
+                first = more_sums(first, dy, x, s + j * LANES, None, shift, tail)
                 prefetch(x, s + j * LANES + AHEAD)
                 prefetch(dy, s + j * LANES + AHEAD)
                 stream(out, i + j * LANES, result(dy, x, i + j * LANES, None, params, tail))
+            second = second_chain(first, dy, x, s + 4 * LANES, None, shift, tail)
+            prefetch(x, s + 4 * LANES + AHEAD)
+            prefetch(dy, s + 4 * LANES + AHEAD)
+            stream(out, i + 4 * LANES, result(dy, x, i + 4 * LANES, None, params, tail))
+            for j in range(5, 8):
+                second = more_sums(second, dy, x, s + j * LANES, None, shift, tail)
+                prefetch(x, s + j * LANES + AHEAD)
+                prefetch(dy, s + j * LANES + AHEAD)
+                stream(out, i + j * LANES, result(dy, x, i + j * LANES, None, params, tail))
+            eight = both_chains(x, first, second)
             t, p = add(t, widen(eight[0])), add(p, widen(eight[1]))
             i += 8 * LANES
             s += 8 * LANES
@@ -68,18 +87,28 @@ def write_and_sum_segments(
             stream(out, i, result(dy, x, i, None, params, tail))
             i += LANES
         store(out, i, end - i, result(dy, x, i, end - i, params, tail))
-        while s + 8 * LANES <= stop:  # once more at most, if the segment did not start a cache line
-            eight = first_sums(dy, x, s, None, shift, tail)
-            for j in range(1, 8):
-                eight = more_sums(eight, dy, x, s + j * LANES, None, shift, tail)
+        while s + 8 * LANES <= stop:  # once more at most, if the segment did not start a cache line; as `segments_sums`
+            first = first_sums(dy, x, s, None, shift, tail)
+            for j in range(1, 4):
+                first = more_sums(first, dy, x, s + j * LANES, None, shift, tail)
+            second = second_chain(first, dy, x, s + 4 * LANES, None, shift, tail)
+            for j in range(5, 8):
+                second = more_sums(second, dy, x, s + j * LANES, None, shift, tail)
+            eight = both_chains(x, first, second)
             t, p = add(t, widen(eight[0])), add(p, widen(eight[1]))
             s += 8 * LANES
+        while s + 4 * LANES <= stop:
+            short = short_sums(x, (t, p))
+            for j in range(4):
+                short = another(short, dy, x, s + j * LANES, None, shift, tail)
+            t, p = long_sums(x, (t, p), short)
+            s += 4 * LANES
+        short = short_sums(x, (t, p))
         while s + LANES <= stop:
-            one = first_sums(dy, x, s, None, shift, tail)
-            t, p = add(t, widen(one[0])), add(p, widen(one[1]))
+            short = another(short, dy, x, s, None, shift, tail)
             s += LANES
-        rest = first_sums(dy, x, s, stop - s, shift, tail)
-        t, p = add(t, widen(rest[0])), add(p, widen(rest[1]))
+        short = another(short, dy, x, s, stop - s, shift, tail)
+        t, p = long_sums(x, (t, p), short)
     fence()
     return total(t), total(p)
 

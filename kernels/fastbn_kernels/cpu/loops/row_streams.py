@@ -18,7 +18,15 @@ from numba import types
 from numba.extending import overload
 
 from fastbn_kernels.build.decorators import Array, scalar
-from fastbn_kernels.cpu.element import column_params, column_shift, first_sums, more_sums, result
+from fastbn_kernels.cpu.element import (
+    both_chains,
+    column_params,
+    column_shift,
+    first_sums,
+    more_sums,
+    result,
+    second_chain,
+)
 from fastbn_kernels.cpu.simd.ops import add, load, store, stream, widen
 from fastbn_kernels.cpu.simd.types import LANES
 
@@ -46,15 +54,21 @@ def sum_streams(
     dy: Array | None, x: Array, start: int, step: int, width: int, params: Array, column: int, sums: Array, tail: Any
 ) -> None:
     """Add the sums over STREAMS rows of `width` columns, or with a dy half as many, `step` apart."""
-    streams = STREAMS if dy is None else STREAMS // 2
+    half = (STREAMS if dy is None else STREAMS // 2) // 2
     c = 0
     while c + LANES <= width:
         shift = column_shift(params, column + c, None, tail)
         i = start + c
-        found = first_sums(dy, x, i, None, shift, tail)
-        for _ in range(1, streams):
+        first = first_sums(dy, x, i, None, shift, tail)
+        for _ in range(1, half):
             i += step
-            found = more_sums(found, dy, x, i, None, shift, tail)
+            first = more_sums(first, dy, x, i, None, shift, tail)
+        i += step
+        second = second_chain(first, dy, x, i, None, shift, tail)
+        for _ in range(1, half):
+            i += step
+            second = more_sums(second, dy, x, i, None, shift, tail)
+        found = both_chains(x, first, second)
         add_to(sums, 0, column + c, None, found[0])
         add_to(sums, 1, column + c, None, found[1])
         c += LANES
@@ -62,10 +76,16 @@ def sum_streams(
         n = width - c
         shift = column_shift(params, column + c, n, tail)
         i = start + c
-        found = first_sums(dy, x, i, n, shift, tail)
-        for _ in range(1, streams):
+        first = first_sums(dy, x, i, n, shift, tail)
+        for _ in range(1, half):
             i += step
-            found = more_sums(found, dy, x, i, n, shift, tail)
+            first = more_sums(first, dy, x, i, n, shift, tail)
+        i += step
+        second = second_chain(first, dy, x, i, n, shift, tail)
+        for _ in range(1, half):
+            i += step
+            second = more_sums(second, dy, x, i, n, shift, tail)
+        found = both_chains(x, first, second)
         add_to(sums, 0, column + c, n, found[0])
         add_to(sums, 1, column + c, n, found[1])
         c += LANES

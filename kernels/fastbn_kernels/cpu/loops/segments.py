@@ -1,8 +1,8 @@
 """Inner loops over segments: a segment is values of one channel side by side, with that channel's numbers in registers.
 
 Arrays are contiguous and indexed flat, whatever their axes. dy, x and tail as in `element`. Sums go through eight
-vectors at a time, added up among themselves before they enter the long, float64 sum: for 16-bit data, whose arithmetic
-is float32, no chain of float32 additions is longer than that.
+vectors at a time, added up among themselves before they enter the long, float64 sum. In float32 they are two chains of
+four: rounding errors that are alike, of a ramp or of two values over and over, add up along a chain.
 
 After the whole vectors of a segment, part of one is loaded even if it is empty: a branch around it would cost more (10
 ns a segment), because Numba then counts references in its arms.
@@ -13,7 +13,16 @@ from __future__ import annotations
 from typing import Any
 
 from fastbn_kernels.build.decorators import Array, scalar
-from fastbn_kernels.cpu.element import another, first_sums, long_sums, more_sums, result, short_sums
+from fastbn_kernels.cpu.element import (
+    another,
+    both_chains,
+    first_sums,
+    long_sums,
+    more_sums,
+    result,
+    second_chain,
+    short_sums,
+)
 from fastbn_kernels.cpu.simd.ops import add, load, offset_from_line, prefetch, splat, store, stream, total, widen
 from fastbn_kernels.cpu.simd.types import LANES
 
@@ -45,13 +54,26 @@ def segments_sums(
         while i + 8 * LANES <= end:
             prefetch(x, i + AHEAD)
             prefetch(dy, i + AHEAD)
-            eight = first_sums(dy, x, i, None, params, tail)
             for j in range(1, 8):
                 prefetch(x, i + j * LANES + AHEAD)
                 prefetch(dy, i + j * LANES + AHEAD)
-                eight = more_sums(eight, dy, x, i + j * LANES, None, params, tail)
+            first = first_sums(dy, x, i, None, params, tail)
+            for j in range(1, 4):
+                first = more_sums(first, dy, x, i + j * LANES, None, params, tail)
+            second = second_chain(first, dy, x, i + 4 * LANES, None, params, tail)
+            for j in range(5, 8):
+                second = more_sums(second, dy, x, i + j * LANES, None, params, tail)
+            eight = both_chains(x, first, second)
             t, p = add(t, widen(eight[0])), add(p, widen(eight[1]))
             i += 8 * LANES
+        while i + 4 * LANES <= end:  # once at most
+            short = short_sums(x, (t, p))
+            for j in range(4):
+                prefetch(x, i + j * LANES + AHEAD)
+                prefetch(dy, i + j * LANES + AHEAD)
+                short = another(short, dy, x, i + j * LANES, None, params, tail)
+            t, p = long_sums(x, (t, p), short)
+            i += 4 * LANES
         short = short_sums(x, (t, p))
         while i + LANES <= end:
             prefetch(x, i + AHEAD)
