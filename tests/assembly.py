@@ -71,6 +71,7 @@ class Loop:
     add: int = 0  # and subtractions
     centred: int = 0  # (x - mean) * unit: a multiply-add in float32, an addition in float64, where the unit is 1
     more: int = 0  # vectors added up: u and u * d to short sums in float32, else the latter multiplied, to long sums
+    chains: int = 0  # begun beside another in float32: one product is not fused, one addition more brings both together
     wide: int = 0  # additions to long sums, which are float64 for all data
     loads: int = 0  # of data
     past_cache: int = 0  # vectors streamed
@@ -137,7 +138,8 @@ def counted(wanted, single, each):
     """How many instructions the operations of one kind of float are; without FMA, products and sums by themselves."""
     fma, mul, add = wanted.fma, wanted.mul, wanted.add
     if single:
-        fma, add = fma + wanted.centred + wanted.more, add + wanted.more
+        fma, mul = fma + wanted.centred + wanted.more - wanted.chains, mul + wanted.chains
+        add += wanted.more + wanted.chains
     else:
         mul, add = mul + wanted.more, add + wanted.centred
     if not has("fma"):

@@ -7,7 +7,7 @@ from numba import njit
 from fastbn_kernels.cpu import columns, params
 from fastbn_kernels.cpu.simd.ops import value
 from fastbn_kernels.formulas import finite_or_zero, group
-from fastbn_kernels.saved import BIAS, INVSTD, M2, MEAN, MEAN_LO, ROWS, VAR, WEIGHT
+from fastbn_kernels.saved import M2, MEAN, MEAN_LO, ROWS, VAR
 
 EPS, COUNT = 1e-5, 12.0
 AT = 3  # the first column of what is filled: vectors need not be aligned

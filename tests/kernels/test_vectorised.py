@@ -32,9 +32,9 @@ EVERY_DTYPE = pytest.mark.parametrize(
 
 # The arguments of a function, a letter each: x, data; y, results; p, parameters a column; s, sums of columns; i, an
 # index; f, a number, and a digit, so many in a tuple; b, a flag; -, None; t, SILU; r, SILU after a residual. And what
-# one turn of each of its loops does. Sums multiply the first of eight vectors and fuse the others. A loop is made of
-# the forward pass, of the backward pass, and of that through frozen statistics.
-EIGHT = {"centred": 8, "fma": 7, "mul": 1, "add": 7, "wide": 2}
+# one turn of each of its loops does. Sums multiply the first of a chain of vectors and fuse the others. A loop is
+# made of the forward pass, of the backward pass, and of that through frozen statistics.
+EIGHT = {"centred": 8, "fma": 7, "mul": 1, "add": 7, "chains": 1, "wide": 2}
 ONE = {"centred": 1, "mul": 1, "wide": 2}
 
 
@@ -52,7 +52,7 @@ FUNCTIONS = [
     (segments.write_segment, "xxii7yb-", Loop(**BACKWARD, past_cache=1), Loop(**BACKWARD)),
     (segments.write_segment, "x-ii1yb-", Loop(**FROZEN, past_cache=1), Loop(**FROZEN)),
     (row_streams.sum_streams, "-xiiipis-", Loop(**EIGHT, loads=8)),
-    (row_streams.sum_streams, "xxiiipis-", Loop(centred=4, fma=3, mul=1, add=3, wide=2, loads=8)),
+    (row_streams.sum_streams, "xxiiipis-", Loop(centred=4, fma=3, mul=1, add=3, chains=1, wide=2, loads=8)),
     (row_streams.sum_row, "-xiipis-", Loop(**ONE, loads=1)),
     (row_streams.sum_row, "xxiipis-", Loop(**ONE, loads=2)),
     (row_streams.write_two, "-xiiipiyb-", Loop(**twice(**FORWARD), past_cache=2), Loop(**twice(**FORWARD))),
@@ -62,11 +62,11 @@ FUNCTIONS = [
     # The sums of eight vectors, and eight others written.
     (
         overlapped.write_and_sum_segments, "-xiiii4yi2-",
-        Loop(centred=8 + 8, fma=7 + 8, mul=1, add=7, wide=2, loads=16, past_cache=8), Loop(**FORWARD, past_cache=1),
+        Loop(centred=8 + 8, fma=7 + 8, mul=1, add=7, chains=1, wide=2, loads=16, past_cache=8), Loop(**FORWARD, past_cache=1),
     ),
     (
         overlapped.write_and_sum_segments, "xxiiii7yi4-",
-        Loop(centred=8 + 8, fma=7 + 16, mul=1, add=7, wide=2, loads=32, past_cache=8), Loop(**BACKWARD, past_cache=1),
+        Loop(centred=8 + 8, fma=7 + 16, mul=1, add=7, chains=1, wide=2, loads=32, past_cache=8), Loop(**BACKWARD, past_cache=1),
     ),
 ]  # fmt: skip
 NAMES = [f"{function.__name__} {letters}" for function, letters, *_ in FUNCTIONS]
