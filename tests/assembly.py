@@ -72,6 +72,7 @@ class Loop:
     centred: int = 0  # (x - mean) * unit: a multiply-add in float32, an addition in float64, where the unit is 1
     more: int = 0  # vectors added up: u and u * d to short sums in float32, else the latter multiplied, to long sums
     chains: int = 0  # begun beside another in float32: one product is not fused, one addition more brings both together
+    short: int = 0  # sums of those that are added to long ones, in float32
     wide: int = 0  # additions to long sums, which are float64 for all data
     loads: int = 0  # of data
     past_cache: int = 0  # vectors streamed
@@ -123,8 +124,8 @@ def demanded(wanted, data, width):
     each, each_wide = LANES * (4 if single else 8) // width, LANES * 8 // width
     expected = counted(wanted, single, each)
     if single:
-        expected["wide"] += wanted.wide * each_wide
-        expected["widened"] += wanted.wide * each_wide
+        for kind in ("wide", "widened"):
+            expected[kind] += (wanted.wide + wanted.short) * each_wide
     else:
         expected["add pd"] += (wanted.wide + 2 * wanted.more) * each_wide
     if DECODING[data]:

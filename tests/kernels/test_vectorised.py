@@ -35,6 +35,7 @@ EVERY_DTYPE = pytest.mark.parametrize(
 # one turn of each of its loops does. Sums multiply the first of a chain of vectors and fuse the others. A loop is
 # made of the forward pass, of the backward pass, and of that through frozen statistics.
 EIGHT = {"centred": 8, "fma": 7, "mul": 1, "add": 7, "chains": 1, "wide": 2}
+MORE, LAST = {"centred": 4, "more": 4, "short": 2}, {"centred": 1, "more": 1}
 ONE = {"centred": 1, "mul": 1, "wide": 2}
 
 
@@ -46,8 +47,8 @@ FORWARD, BACKWARD = {"fma": 1, "centred": 1, "loads": 1}, {"fma": 2, "centred": 
 FROZEN = {"mul": 1, "loads": 1}
 FOUR = {"fma": 4, "centred": 4, "loads": 4}
 FUNCTIONS = [
-    (segments.segments_sums, "-xiiii2-", Loop(**EIGHT, loads=8), Loop(centred=1, more=1, loads=1)),
-    (segments.segments_sums, "xxiiii4-", Loop(**EIGHT, loads=16), Loop(centred=1, more=1, loads=2)),
+    (segments.segments_sums, "-xiiii2-", Loop(**EIGHT, loads=8), Loop(**MORE, loads=4), Loop(**LAST, loads=1)),
+    (segments.segments_sums, "xxiiii4-", Loop(**EIGHT, loads=16), Loop(**MORE, loads=8), Loop(**LAST, loads=2)),
     (segments.write_segment, "-xii4yb-", Loop(**FORWARD, past_cache=1), Loop(**FORWARD)),
     (segments.write_segment, "xxii7yb-", Loop(**BACKWARD, past_cache=1), Loop(**BACKWARD)),
     (segments.write_segment, "x-ii1yb-", Loop(**FROZEN, past_cache=1), Loop(**FROZEN)),
@@ -62,11 +63,13 @@ FUNCTIONS = [
     # The sums of eight vectors, and eight others written.
     (
         overlapped.write_and_sum_segments, "-xiiii4yi2-",
-        Loop(centred=8 + 8, fma=7 + 8, mul=1, add=7, chains=1, wide=2, loads=16, past_cache=8), Loop(**FORWARD, past_cache=1),
+        Loop(centred=8 + 8, fma=7 + 8, mul=1, add=7, chains=1, wide=2, loads=16, past_cache=8),
+        Loop(**FORWARD, past_cache=1), Loop(**MORE, loads=4),
     ),
     (
         overlapped.write_and_sum_segments, "xxiiii7yi4-",
-        Loop(centred=8 + 8, fma=7 + 16, mul=1, add=7, chains=1, wide=2, loads=32, past_cache=8), Loop(**BACKWARD, past_cache=1),
+        Loop(centred=8 + 8, fma=7 + 16, mul=1, add=7, chains=1, wide=2, loads=32, past_cache=8),
+        Loop(**BACKWARD, past_cache=1), Loop(**MORE, loads=8),
     ),
 ]  # fmt: skip
 NAMES = [f"{function.__name__} {letters}" for function, letters, *_ in FUNCTIONS]
