@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llvmlite import binding
 from numba import config, types
 
-from fastbn_kernels.cpu.simd.ops import LANES
+from fastbn_kernels.cpu.simd.types import LANES, STORED, lanes32
 
 LABEL = re.compile(r"([.\w$]+):")
 INSTRUCTION = re.compile(r"\s+([a-z]\w*)\s*(.*)")
@@ -22,10 +22,13 @@ REFUSED = re.compile(
 )
 MASKED = re.compile(r"\(.*\{z\}|\) \{%k\d\}$")  # a load of the first lanes and zeros, a store of them
 PAST_CACHE = re.compile(r"v?movnt(?:ps|pd|dq)")
-# What turns stored elements into those of the arithmetic, once a register of the latter. Nothing does for float64.
+WIDENED = re.compile(r"v?cvtps2pd|vcvtph2pd")  # the latter of AVX512-FP16, of what is summed as it was loaded
+# What turns stored elements into those of the arithmetic, once a register of the latter. Nothing does for float32 and
+# float64; int32 are the bits of float32 that is computed in float64.
 DECODING = {
-    types.float32: re.compile(r"v?cvtps2pd"),
-    types.float64: re.compile(r"v?cvtps2pd"),
+    types.float32: None,
+    types.int32: WIDENED,
+    types.float64: None,
     types.int16: re.compile(r"vcvtph2psx?"),  # the latter of AVX512-FP16
     types.uint16: re.compile(r"vpmovzxwd"),
 }
@@ -54,6 +57,11 @@ def bytes_of(operands):
     return BYTES[REGISTER.findall(operands)[-1]]
 
 
+def is_single(data):
+    """Whether values of a dtype are computed in float32."""
+    return STORED[data][2] is lanes32
+
+
 @dataclass(frozen=True)
 class Loop:
     """What one turn of a loop does, in operations on vectors of 16 lanes."""
@@ -61,6 +69,10 @@ class Loop:
     fma: int = 0
     mul: int = 0
     add: int = 0  # and subtractions
+    centred: int = 0  # (x - mean) * unit: a multiply-add in float32, an addition in float64, where the unit is 1
+    more: int = 0  # vectors added up: u and u * d to short sums in float32, else the latter multiplied, to long sums
+    chains: int = 0  # begun beside another in float32: one product is not fused, one addition more brings both together
+    short: int = 0  # sums of those that are added to long ones, in float32
     wide: int = 0  # additions to long sums, which are float64 for all data
     loads: int = 0  # of data
     past_cache: int = 0  # vectors streamed
@@ -69,20 +81,22 @@ class Loop:
 
 def complaints(loop, wanted, data):
     """What keeps a loop from being the wanted one on data of a Numba dtype; empty if it is. Unrolling is allowed."""
-    half = data.bitwidth == 16
+    single = is_single(data)
     found, widths = Counter(), set()
     past_cache = stack = 0
     problems = []
     for operation, operands in loop:
         if packed := PACKED.fullmatch(operation):
             kind = "fma" if packed[1].startswith("f") else packed[1].replace("sub", "add")
-            found["wide" if kind == "add" and half and packed[2] == "pd" else f"{kind} {packed[2]}"] += 1
+            found["wide" if kind == "add" and single and packed[2] == "pd" else f"{kind} {packed[2]}"] += 1
             widths.add(bytes_of(operands))
         elif REFUSED.fullmatch(operation) or MASKED.search(operands):
             problems.append(f"{operation} {operands}")
         elif PAST_CACHE.fullmatch(operation):
             past_cache += bytes_of(operands)
-        if DECODING[data].fullmatch(operation):
+        if WIDENED.fullmatch(operation):
+            found["widened"] += 1
+        elif DECODING[data] and DECODING[data].fullmatch(operation):
             found["decoded"] += 1
         stack += "(%rsp" in operands and bool(REGISTER.search(operands))
     if len(widths) != 1:
@@ -106,21 +120,33 @@ def complaints(loop, wanted, data):
 
 def demanded(wanted, data, width):
     """How many instructions of a kind one turn takes with registers of so many bytes."""
-    half = data.bitwidth == 16
-    each, each_wide = LANES * (4 if half else 8) // width, LANES * 8 // width
-    expected = counted(wanted, "ps" if half else "pd", each)
-    expected["wide" if half else "add pd"] += wanted.wide * each_wide
-    expected["decoded"] = 0 if data == types.float64 else wanted.loads * each
+    single = is_single(data)
+    each, each_wide = LANES * (4 if single else 8) // width, LANES * 8 // width
+    expected = counted(wanted, single, each)
+    if single:
+        for kind in ("wide", "widened"):
+            expected[kind] += (wanted.wide + wanted.short) * each_wide
+    else:
+        expected["add pd"] += (wanted.wide + 2 * wanted.more) * each_wide
+    if DECODING[data]:
+        expected["widened" if DECODING[data] is WIDENED else "decoded"] += wanted.loads * each
     if wanted.single:
-        expected += counted(wanted.single, "ps", LANES * 4 // width)
+        expected += counted(wanted.single, True, LANES * 4 // width)
     return +expected
 
 
-def counted(wanted, element, each):
+def counted(wanted, single, each):
     """How many instructions the operations of one kind of float are; without FMA, products and sums by themselves."""
-    apart = 0 if has("fma") else wanted.fma
-    operations = {"fma": wanted.fma - apart, "mul": wanted.mul + apart, "add": wanted.add + apart}
-    return Counter({f"{kind} {element}": count * each for kind, count in operations.items()})
+    fma, mul, add = wanted.fma, wanted.mul, wanted.add
+    if single:
+        fma, mul = fma + wanted.centred + wanted.more - wanted.chains, mul + wanted.chains
+        add += wanted.more + wanted.chains
+    else:
+        mul, add = mul + wanted.more, add + wanted.centred
+    if not has("fma"):
+        fma, mul, add = 0, mul + fma, add + fma
+    element = "ps" if single else "pd"
+    return Counter({f"{kind} {element}": count * each for kind, count in (("fma", fma), ("mul", mul), ("add", add))})
 
 
 def has(feature):

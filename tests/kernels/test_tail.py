@@ -15,7 +15,7 @@ from fastbn_kernels.cpu.small_calls import DONE
 from fastbn_kernels.saved import BIAS, ROWS, VAR, WEIGHT
 from grid import draw, poisoned
 from plans import force
-from tolerance import check, check_backward, relative
+from tolerance import ULPS, check, check_backward, check_terms, reaching, relative
 
 EPS = 1e-5
 
@@ -36,17 +36,19 @@ EVERY_FAMILY = pytest.mark.parametrize(
 )
 EITHER_STATISTICS = pytest.mark.parametrize("frozen", [False, True])
 
+# int32 are the bits of float32 that is computed in float64.
 OUTPUTS = [
     (SILU, True, np.float32),
+    (SILU, True, np.int32),
     (SILU, True, np.float64),
     (RELU6, True, np.float16),
     (None, True, np.float32),
     (RELU, False, np.float32),
 ]
-GRADIENTS = [(SILU, np.float32), (SILU, np.float64), (RELU6, np.float16), (RELU, np.float32)]
+GRADIENTS = [(SILU, np.float32), (SILU, np.int32), (SILU, np.float64), (RELU6, np.float16), (RELU, np.float32)]
 # What is compiled too, besides the first of each: another activation and the other dtypes. relu, and a residual alone,
 # are compiled by tests/adapters/test_torch_fused.py.
-COMPILED = {(SILU, np.float64), (RELU6, np.float16)}
+COMPILED = {(SILU, np.int32), (SILU, np.float64), (RELU6, np.float16)}
 
 
 def mostly_slow(cases):
@@ -89,6 +91,8 @@ class Case:
         self.shape, changes = FAMILIES[name]
         force(monkeypatch, **changes)
         self.frozen, C = frozen, self.shape[1]
+        self.exact = dtype == np.int32
+        self.dtype = dtype = np.float32 if self.exact else dtype
         self.x = draw(rng, self.shape, dtype, mean=3)
         self.weight, self.bias = draw(rng, C, np.float64, std=2), draw(rng, C, np.float64, mean=1, std=2)
         self.given = {"mean": rng.normal(3, 0.5, C), "var": rng.uniform(0.5, 2, C)} if frozen else {}
@@ -96,20 +100,34 @@ class Case:
         self.saved[WEIGHT], self.saved[BIAS] = self.weight, self.bias
         f = reference.forward(self.x, self.weight, self.bias, **self.given)
         self.normalized, reach = f.y, float(np.abs(f.xhat).max())
-        self.rounding = 2.0**-24 if self.x.itemsize == 2 else 2.0**-53
-        self.silu_rounding = 2.0**-53 if dtype == np.float64 else 2.0**-24  # of float32 data, SILU is float32
-        self.relative = relative(self.x.size // C, reach, dtype)
-        w, b = np.abs(self.weight).max(), np.abs(self.bias).max()
-        self.off = self.relative * (reach * w + w + b)  # as of `check_forward`: how far what was normalised may be
+        wide = dtype == np.float64 or self.exact
+        self.rounding = 2.0**-53 if wide else 2.0**-24
+        self.silu_rounding = 2.0**-53 if dtype == np.float64 else 2.0**-24  # of exact float32 data, SILU is float32
+        w, b = np.abs(self.weight), np.abs(self.bias)
+        self.terms = None
+        if dtype == np.float32 and not self.exact:  # as of `check_forward`: how far what was normalised may be
+            self.terms = w[:, None] * reaching(f) + b[:, None]
+            self.relative, self.off = ULPS * 2.0**-23, ULPS * np.spacing(self.terms.astype(dtype)).astype(np.float64)
+        else:
+            self.relative = relative(self.x.size // C, reach, np.float64 if self.exact else dtype)
+            self.off = self.relative * (reach * w.max() + w.max() + b.max())
+
+    def seen(self, array):
+        """Return data as kernels see them."""
+        return array.view(np.intc) if self.exact else array
+
+    def tail(self, activation, residual):
+        """Return what is done after the normalization, as kernels see it."""
+        return activation if residual is None else (activation, self.seen(residual))
 
     def forward(self, y, tail, x=None):
         """Normalise to y; return it."""
-        x, saved = self.x if x is None else x, self.saved
+        x, saved, out = self.seen(self.x if x is None else x), self.saved, self.seen(y)
         if self.frozen:
             saved[0], saved[1], saved[VAR] = self.given["mean"], 0.0, self.given["var"]
-            launch.normalize(x, saved, EPS, y, tail)
+            launch.normalize(x, saved, EPS, out, tail)
         else:
-            launch.forward(x, saved, EPS, y, tail)
+            launch.forward(x, saved, EPS, out, tail)
         return y
 
     def check_forward(self, y, activation, residual):
@@ -117,7 +135,10 @@ class Case:
         z = self.normalized + residual
         expected = act(z, activation)
         of_silu = 8 * self.silu_rounding * np.abs(expected) if activation is SILU else 0
-        check(y, expected, 1.1 * (self.off + self.rounding * np.abs(z)) + of_silu)
+        if self.terms is None:
+            check(y, expected, 1.1 * (self.off + self.rounding * np.abs(z)) + of_silu)
+        else:  # the last rounding is among these
+            check_terms(y, expected, self.terms, 0.1 * self.off + 1.1 * self.rounding * np.abs(z) + of_silu)
 
 
 @EITHER_STATISTICS
@@ -125,16 +146,16 @@ class Case:
 @pytest.mark.parametrize(("activation", "added", "dtype"), mostly_slow(OUTPUTS))
 def test_outputs(rng, monkeypatch, activation, added, dtype, name, frozen):
     case = Case(rng, monkeypatch, name, frozen, dtype)
-    residual = draw(rng, case.shape, dtype, std=2)
+    residual = draw(rng, case.shape, case.dtype, std=2)
     residual.flags.writeable = False
-    tail = (activation, residual) if added else activation
-    y = case.forward(poisoned(case.shape, dtype), tail)
+    tail = case.tail(activation, residual if added else None)
+    y = case.forward(poisoned(case.shape, case.dtype), tail)
     case.check_forward(y, activation, residual.astype(np.longdouble) if added else 0)
     over = case.x.copy()
     np.testing.assert_array_equal(case.forward(over, tail, over), y)
     if added:  # which may be y
         over = residual.copy()
-        np.testing.assert_array_equal(case.forward(over, (activation, over)), y)
+        np.testing.assert_array_equal(case.forward(over, case.tail(activation, over)), y)
 
 
 @EITHER_STATISTICS
@@ -142,25 +163,26 @@ def test_outputs(rng, monkeypatch, activation, added, dtype, name, frozen):
 @pytest.mark.parametrize(("activation", "dtype"), mostly_slow(GRADIENTS))
 def test_gradients(rng, monkeypatch, activation, dtype, name, frozen):
     case = Case(rng, monkeypatch, name, frozen, dtype)
-    shape, x, saved = case.shape, case.x, case.saved
+    shape, x, saved, dtype = case.shape, case.x, case.saved, case.dtype
     dy = draw(rng, shape, dtype)
     if activation is not SILU:  # on which side of a bend z lies nobody can say who is not exact
         dy[np.minimum(np.abs(case.normalized), np.abs(case.normalized - 6)) <= case.off] = 0
-    case.forward(poisoned(shape, dtype), (activation, np.zeros_like(x)))  # fills `saved`
+    case.forward(poisoned(shape, dtype), case.tail(activation, np.zeros_like(x)))  # fills `saved`
     expected = reference.backward(dy * slope(case.normalized, activation), x, case.weight, **case.given)
     # The slope of SILU is at most 1.1, its own 1/2; it errs by 9 roundings of it and 8 of what it is the sum of, at
     # most 0.3, and is once more rounded as dy times it is.
-    off = 0.1 * case.relative + 0.5 * case.off + 14 * case.silu_rounding if activation is SILU else 0
+    off = 0.1 * case.relative + 0.5 * np.max(case.off) + 14 * case.silu_rounding if activation is SILU else 0
     f = reference.forward(x, **case.given)
     for over_sums in (False, True):
         dx = poisoned(shape, dtype)
+        given, out = (case.seen(dy), case.seen(x), saved), case.seen(dx)
         if over_sums:
-            sums = launch.sums(dy, x, saved, activation)
-            launch.gradient(dy, x, saved, sums, shape[0] * shape[2], frozen, dx, activation)
+            sums = launch.sums(*given, activation)
+            launch.gradient(*given, sums, shape[0] * shape[2], frozen, out, activation)
         else:
-            sums = launch.backward(dy, x, saved, frozen, dx, activation)
+            sums = launch.backward(*given, frozen, out, activation)
         gradients = fastbn.Gradients(dx, sums[1], sums[0])
-        check_backward(gradients, expected, dy, f, case.weight, off=off * float(np.abs(dy).max()))
+        check_backward(gradients, expected, dy, f, case.weight, off=off * float(np.abs(dy).max()), exact=case.exact)
 
 
 @EITHER_STATISTICS
@@ -169,26 +191,28 @@ def test_gradients(rng, monkeypatch, activation, dtype, name, frozen):
 def test_whole_calls(rng, monkeypatch, activation, added, dtype, name, frozen):
     """The kernels for small tensors write the bits of the others, forward and back."""
     case = Case(rng, monkeypatch, name, frozen, dtype)
-    shape, own = case.shape, launch.plan_of(case.x)
+    shape, dtype, seen = case.shape, case.dtype, case.seen
+    own = launch.plan_of(seen(case.x))
     residual, dy = draw(rng, shape, dtype), draw(rng, shape, dtype)
     kind = np.float64 if dtype == np.float64 else np.float32
     parameters = [values.astype(kind) for values in (case.weight, case.bias)]
     running = [values.astype(kind) for values in case.given.values()] or [np.empty(0, kind)] * 2
     case.saved[WEIGHT], case.saved[BIAS] = parameters
     case.given = dict(zip(case.given, running, strict=False))
-    tail = (activation, residual) if added else activation
+    tail = case.tail(activation, residual if added else None)
     expected, y = case.forward(poisoned(shape, dtype), tail), poisoned(shape, dtype)
 
-    tail, x, target = launch.tail_of(tail, own), launch.data_of(case.x, own), launch.data_of(y, own)
+    tail, x, target = launch.tail_of(tail, own), launch.data_of(seen(case.x), own), launch.data_of(seen(y), own)
     saved = np.full_like(case.saved, np.nan)
     whole = kernel(own.call_forward).get(x.dtype, False, tail_key(tail))
     assert whole(x, *parameters, *running, 0.1, 1.0, EPS, not frozen, target, saved, tail) == DONE
     np.testing.assert_array_equal(y, expected)
 
     expected, dx = poisoned(shape, dtype), poisoned(shape, dtype)
-    sums, found = launch.backward(dy, case.x, case.saved, frozen, expected, activation), np.empty((2, shape[1]), kind)
+    sums = launch.backward(seen(dy), seen(case.x), case.saved, frozen, seen(expected), activation)
+    found = np.empty((2, shape[1]), kind)
     whole = kernel(own.call_backward).get(x.dtype, False, activation)
-    arrays = launch.data_of(dy, own), x, case.saved, frozen, launch.data_of(dx, own)
+    arrays = launch.data_of(seen(dy), own), x, case.saved, frozen, launch.data_of(seen(dx), own)
     assert whole(*arrays, found[1], found[0], activation) == DONE
     np.testing.assert_array_equal(dx, expected)
     np.testing.assert_array_equal(found, sums.astype(kind))

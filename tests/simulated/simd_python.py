@@ -140,8 +140,9 @@ def mul(a: Array, b: Array) -> Array:
 
 
 def div(a: Array, b: Array) -> Array:
-    """Return a / b."""
-    return a / b
+    """Return a / b; lanes that do not count may divide nothing by nothing."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return a / b
 
 
 def fma(a: Array, b: Array, c: Array) -> Array:

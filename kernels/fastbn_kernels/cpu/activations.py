@@ -1,7 +1,8 @@
 """Activations of vectors and their gradients, by z, what was normalised; `data` is an array of the data, for its dtype.
 
-Of float32 data z is a vector of float64. SILU, a division and an exponential, is float32 there: 16 lanes and not twice
-8. Only the exponential sees all of z; all else errs by what the result's own rounding to float32 is a part of.
+z is float32 or float64, as values of the data are computed. Of float32 data that are computed in float64, SILU, a
+division and an exponential, is float32: 16 lanes and not twice 8. Only the exponential sees all of z; all else errs by
+what the result's own rounding to float32 is a part of.
 
 NaN goes through both ways. Where a derivative jumps, it is zero, as PyTorch has it.
 """

@@ -13,9 +13,10 @@ fraction; with the bias of exponents added to that number, the last bits of the 
 t is taken as LOWEST at least, where exp(t) rounds to zero. 2^n is below all normal numbers there, so the field holds
 n + LIFT, and a product by 2^-LIFT, which rounds if the result is subnormal, comes last.
 
-Of float32 data, whose arithmetic is float64, the exponential is wanted in float32, but of all of t: what float32 would
-round off t is up to |t| / 2 units of the result. r is made in float64 then, of one ln 2, and rounded once. All that
-comes after is half as many instructions, the division that follows, with AVX-512, 10 cycles and not 32.
+Of float32 data that are computed in float64 (`precision="exact"`), the exponential is wanted in float32, but of all of
+t: what float32 would round off t is up to |t| / 2 units of the result. r is made in float64 then, of one ln 2, and
+rounded once. All that comes after is half as many instructions, the division that follows, with AVX-512, 10 cycles and
+not 32.
 
 The error, in units of the last place of a result below 1 (2^-53 next to 1): r is rounded to 1/4 of it, 1 + r q to 1/6,
 r times that, where a processor has no fused multiply-add, to 1/4, the sum to 1/2, and q adds 1/10; from 1 on, up to
