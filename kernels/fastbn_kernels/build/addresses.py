@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import carray, config, types
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, overload
 
 from fastbn_kernels.build.decorators import scalar
@@ -109,5 +110,6 @@ def callable_at(compiled: Any) -> Any:
 def address_of(dispatcher: Any, signature: Any = None) -> int:
     """Return where a function is that was compiled, for one signature or the only one there is."""
     compiled = dispatcher.overloads[signature] if signature is not None else next(iter(dispatcher.overloads.values()))
-    address: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    with global_compiler_lock:  # LLVM may be told of another function at this moment, and be half way
+        address: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
     return address
