@@ -21,6 +21,8 @@ def shape_and_plan(x, axis):
 
 def bound(what, x, axis):
     """Return the most that a call with `out` may allocate: moments, forward, inference or backward of contiguous x."""
+    if what == "moments" and x.dtype == np.float32:  # which are exact
+        x = x.view(np.int32)
     (N, C, S), own, count = shape_and_plan(x, axis)
     numbers = {"moments": 32, "forward": 48 + 16 + 8, "inference": 48 + 16, "backward": 16 + 16}[what] * C
     # The bytes of a number that values are computed with; sums are float64.
