@@ -73,18 +73,26 @@ def mean_pairs(x: Array, origin: Vector, offset: Vector) -> tuple[Vector, Vector
     return mean, add(low, finite(sub(exact, mean)))
 
 
+@traced
+def put_moments(
+    x: Array, saved: Array, c: int, n: int, origin: Vector, offset: Vector, m2: Vector, count: float
+) -> None:  # fmt: skip
+    """Fill MEAN, MEAN_LO, M2 and VAR of the channels from c on."""
+    mean, low = mean_pairs(x, origin, offset)
+    put(saved, MEAN, c, n, mean)
+    put(saved, MEAN_LO, c, n, low)
+    put(saved, M2, c, n, m2)
+    put(saved, VAR, c, n, div(m2, like(m2, count)))
+
+
 @scalar
 def save_moments(x: Array, count: float, offsets: Array, at: int, c0: int, c1: int, saved: Array) -> None:
     """Fill MEAN, MEAN_LO, M2 and VAR of channels c0 to c1 of x (N, C) from mean - origin and m2, columns `at` on."""
     for c in range(c0, c1, LANES):
         n = min(LANES, c1 - c)
         column = at + c - c0
-        mean, low = mean_pairs(x, finite(widen(load(x, c, n))), param(offsets, 0, column, n))
-        m2 = param(offsets, 1, column, n)
-        put(saved, MEAN, c, n, mean)
-        put(saved, MEAN_LO, c, n, low)
-        put(saved, M2, c, n, m2)
-        put(saved, VAR, c, n, div(m2, like(m2, count)))
+        offset, m2 = param(offsets, 0, column, n), param(offsets, 1, column, n)
+        put_moments(x, saved, c, n, finite(widen(load(x, c, n))), offset, m2, count)
 
 
 @scalar
@@ -93,12 +101,8 @@ def save_channel_moments(x: Array, count: float, numbers: Array, saved: Array) -
     C = saved.shape[1]
     for c in range(0, C, LANES):
         n = min(LANES, C - c)
-        mean, low = mean_pairs(x, param(numbers, 0, c, n), param(numbers, 1, c, n))
-        m2 = param(numbers, 2, c, n)
-        put(saved, MEAN, c, n, mean)
-        put(saved, MEAN_LO, c, n, low)
-        put(saved, M2, c, n, m2)
-        put(saved, VAR, c, n, div(m2, like(m2, count)))
+        origin, offset, m2 = param(numbers, 0, c, n), param(numbers, 1, c, n), param(numbers, 2, c, n)
+        put_moments(x, saved, c, n, origin, offset, m2, count)
 
 
 # ---------------------------------------------------------------- what values are computed with
