@@ -124,7 +124,7 @@ def test_a_tensor_changed_in_place_afterwards_does_not_change_the_gradient(rng):
     first[:2] = 0
     (y * dy).sum().backward()
     expected = fastbn.batch_norm_backward(dy, fastbn.batch_norm(x, weight)[1]).dx
-    np.testing.assert_array_equal(tx.grad, expected)
+    np.testing.assert_allclose(tx.grad, expected, rtol=1e-5, atol=1e-6)  # the order of memory may be another
 
 
 def test_gradients_of_two_uses_add_up(rng):

@@ -42,7 +42,7 @@ for cache in (plan.LAST_LEVEL_CACHE, 0):
     plan.LAST_LEVEL_CACHE = cache
     plan.make.cache_clear()
     launch.large_call.cache_clear()
-    small, rows, short = [(32, 64), (4, 8, 5, 5)], [(2048, 64)], [(32, 128, 7, 7)]
+    small, rows, short = [(32, 64), (4, 8, 5, 5)], [(2048, 64), (256, 300)], [(32, 128, 5, 5)]
     for shape in small + rows + short + [(8, 64, 32, 32), (8, 1, 96, 96), (2, 64, 64, 64)]:
         x = np.ones(shape, np.float32)
         weight, bias, mean, var = np.ones((4, shape[1]), np.float32)
