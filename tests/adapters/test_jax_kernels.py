@@ -36,7 +36,7 @@ PLANS = {
     "rows, wide": ((4, 5000), 1, {}, calls("channels_last")),
     "rows": ((3000, 24), 1, {}, kernels(*["channels_last"] * 3)),
     "channels last": ((20, 9, 11, 24), -1, {}, kernels(*["channels_last"] * 3)),
-    "short segments": ((16, 100, 5, 5), 1, {}, kernels(*["short_segments"] * 3)),
+    "short segments": ((16, 100, 5, 5), 1, {}, kernels("short_segments", "channels_first", "short_segments")),
     "segments": ((4, 6, 40, 45), 1, {"family": "channels_first"}, kernels(*["channels_first"] * 3)),
     "tiles": ((4, 6, 40, 45), 1, {"family": "tiles"}, kernels("tiles", "channels_first", "tiles")),
     "overlapped": (

@@ -54,7 +54,7 @@ MODULES = {
         "sums_channels_first", "sums_channels_last", "gradient_channels_first", "gradient_channels_last",
         "backward_channels_first", "backward_tiles", "backward_channels_last",
     ),
-    "short_segments": ("forward_short_segments", "normalize_short_segments", "backward_short_segments"),
+    "short_segments": ("forward_short_segments", "backward_short_segments"),
     "column_groups": ("forward_columns", "backward_columns"),
     "overlapped": ("forward_overlapped", "backward_overlapped"),
     "jvp": ("jvp_channels_first", "jvp_tiles", "jvp_channels_last"),

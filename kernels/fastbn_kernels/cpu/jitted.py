@@ -4,8 +4,8 @@ Import these from `fastbn_kernels.cpu`. They are compiled functions of arrays, t
 or not, and from Python. They run in the thread that calls them, hold no lock, and use the tiles and sums of the kernels
 in this folder, so that results are those of `fastbn.batch_norm`, float32 with precision="fast": the same bits unless
 fastbn takes several channels at once, which adds sums up in another order, within the same bounds: short segments
-(`short_segments.py`: at most 256 values a segment, 32 in float32, at least 16 samples and 16 channels, 32768 values and
-more) and few rows of float32 (`column_groups.py`: at most 1024, at least 256 channels, 32768 values and more).
+(`short_segments.py`: at most 256 values a segment, at least 16 samples and 16 channels, 32768 values and more) and few
+rows of float32 (`column_groups.py`: at most 1024, at least 256 channels, 32768 values and more).
 
     x, y, dy, dx                 float32 or float64, all of one dtype, C-contiguous, (N, C, S) or (N, C). y may be x; dx
                                  may be dy or x. Numba has no arrays of 16-bit floats.

@@ -127,16 +127,6 @@ def forward_short_segments(
 
 
 @kernel
-def normalize_short_segments(
-    x: ReadNCS, saved: Saved, eps: float, past_cache: bool, groups: int, y: WriteNCS, tail: Tail
-) -> None:
-    """Normalise with given statistics to y, which may be x, groups of channels spread over the threads."""
-    for task in prange(0, groups):
-        c0, c1 = group_bounds(task, groups, x.shape[1])
-        group_normalize(x, c0, c1, saved, eps, y, past_cache, tail)
-
-
-@kernel
 def backward_short_segments(
     dy: ReadNCS, x: ReadNCS, saved: Saved, frozen: bool, past_cache: bool, groups: int, dx: WriteNCS, sums: Sums,
     tail: Tail,
