@@ -27,8 +27,8 @@ COLUMN_CHANNELS = 256
 # decide: sums are added up in another order.
 #
 # In float32 longer segments are faster by themselves where all of x stays near (32 x 256 x 14 x 14 backward 0.85 of the
-# time, 16 x 512 x 14 x 14 0.79; 7 x 7 1.1 to 1.6), but not where samples are far away and each is a page apart (32 x 1024
-# x 14 x 14: 3.5 times as long in memory of small pages). Nothing is summed to normalise with given statistics: that goes
+# time, 16 x 512 x 14 x 14 0.79; 7 x 7 1.1 to 1.6), but not where samples lie far away, a page each (32 x 1024 x 14 x
+# 14: 3.5 times as long in memory of small pages). Nothing is summed to normalise with given statistics: that goes
 # through memory in order, whatever the segments (32 x 2048 x 7 x 7 0.71 of the time).
 SHORT_SEGMENT = 256
 SHORT_SEGMENT_SINGLE = 128

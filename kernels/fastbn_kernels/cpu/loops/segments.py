@@ -119,7 +119,9 @@ def write_segment(
             prefetch(dy, i + length)
             stream(out, i, result(dy, x, i, None, params, tail))
             i += LANES
+        last, rest = i, end - i  # a line that went past the cache would be fetched again
+        final = result(dy, x, last, rest, params, tail)
     while i < last:
         store(out, i, None, result(dy, x, i, None, params, tail))
         i += LANES
-    store(out, last, rest if i < end else 0, final)
+    store(out, last, rest, final)
