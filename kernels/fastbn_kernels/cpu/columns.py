@@ -125,6 +125,13 @@ def forward_numbers(x: Array, saved: Array, c: int, n: int, invstd: Vector) -> t
     return mul(negative(mean), unit), unit, div(scale, unit), sub(param(saved, BIAS, c, n), mul(low, scale))
 
 
+@traced
+def put_rows(params: Array, column: int, n: int, numbers: tuple[Vector, ...]) -> None:
+    """Write numbers to the columns from `column` on, a row each."""
+    for row, number in enumerate(numbers):
+        put(params, row, column, n, number)
+
+
 @scalar
 def fill_forward(x: Array, saved: Array, eps: float, c0: int, c1: int, params: Array, at: int) -> None:
     """Fill INVSTD of channels c0 to c1 and, from column `at` on, params (4, ...): `channel_params`."""
@@ -133,12 +140,7 @@ def fill_forward(x: Array, saved: Array, eps: float, c0: int, c1: int, params: A
         var = param(saved, VAR, c, n)
         invstd = one_over(sqrt(add(var, like(var, eps))))
         put(saved, INVSTD, c, n, invstd)
-        minus, unit, scale, shift = forward_numbers(x, saved, c, n, invstd)
-        column = at + c - c0
-        put(params, 0, column, n, minus)
-        put(params, 1, column, n, unit)
-        put(params, 2, column, n, scale)
-        put(params, 3, column, n, shift)
+        put_rows(params, at + c - c0, n, forward_numbers(x, saved, c, n, invstd))
 
 
 @scalar
@@ -162,12 +164,7 @@ def fill_sums(x: Array, saved: Array, c0: int, c1: int, params: Array, at: int) 
     """Fill params (4, ...) of channels c0 to c1 from column `at` on: `normalized_with`."""
     for c in range(c0, c1, LANES):
         n = min(LANES, c1 - c)
-        minus, unit, scale, shift = forward_numbers(x, saved, c, n, param(saved, INVSTD, c, n))
-        column = at + c - c0
-        put(params, 0, column, n, minus)
-        put(params, 1, column, n, unit)
-        put(params, 2, column, n, scale)
-        put(params, 3, column, n, shift)
+        put_rows(params, at + c - c0, n, forward_numbers(x, saved, c, n, param(saved, INVSTD, c, n)))
 
 
 @scalar
@@ -194,11 +191,5 @@ def fill_gradient(x: Array, count: float, saved: Array, sums: Array, c0: int, c1
         own = mul(param(saved, WEIGHT, c, n), invstd)
         mean_dy = div(param(sums, 0, c, n), like(own, count))
         slope = mul(mul(negative(own), invstd), div(param(sums, 1, c, n), like(own, count)))
-        column = at + c - c0
-        put(params, 0, column, n, minus)
-        put(params, 1, column, n, unit)
-        put(params, 2, column, n, scale)
-        put(params, 3, column, n, shift)
-        put(params, 4, column, n, div(slope, unit))
-        put(params, 5, column, n, sub(mul(negative(own), mean_dy), mul(slope, low)))
-        put(params, 6, column, n, own)
+        offset = sub(mul(negative(own), mean_dy), mul(slope, low))
+        put_rows(params, at + c - c0, n, (minus, unit, scale, shift, div(slope, unit), offset, own))
