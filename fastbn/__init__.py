@@ -22,6 +22,7 @@ from fastbn.functional import (
 )
 from fastbn.layer import BatchNorm
 from fastbn.moments import BackwardSums, Moments
+from fastbn.renorm import Renorm
 
 __all__ = [
     "BackwardSums",
@@ -30,6 +31,7 @@ __all__ = [
     "Context",
     "Gradients",
     "Moments",
+    "Renorm",
     "__version__",
     "backward_sums",
     "batch_moments",

@@ -8,10 +8,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn import functional
-from fastbn.checks import arrays, scalars, state_dict
+from fastbn.checks import arrays, beyond, scalars, state_dict
 from fastbn.checks.place import on_gpu
-from fastbn.context import Context
+from fastbn.context import Context, GhostContext
 from fastbn.dispatch import checked
+from fastbn.renorm import Renorm
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,8 +38,16 @@ class BatchNorm:
         The batch variance that enters `running_var` is divided by ``count - correction``.
     affine : bool, default True
         Whether there are a weight and a bias.
+    weight, bias : bool, optional
+        Whether there is that one of them, whatever `affine` says of both.
     track_running_stats : bool, default True
         Whether there are running statistics; without them, inference too uses the batch's own.
+    activation : str, optional
+        What is done after that, as for `batch_norm`.
+    ghost_batch_size : int, optional
+        How many samples have statistics together in training, as for `batch_norm`.
+    renorm : Renorm, optional
+        Batch renormalization, as for `batch_norm`; needs running statistics.
     dtype : float32 or float64, default float32
         Of the parameters and running statistics.
     precision : "fast" or "exact", optional
@@ -53,11 +62,13 @@ class BatchNorm:
     running_mean, running_var : array of `dtype`, shape (C,), or None
         Zeros and ones at first.
     num_batches_tracked : int
-        Batches that entered the running statistics.
+        Batches that entered the running statistics; ghost batches count one each.
     training : bool
         Changed by `train` and `eval`.
     dweight, dbias : array of `dtype`, shape (C,), or None
         Set (not accumulated) by `backward`.
+    dresidual : array, shape and dtype of x, or None
+        Set by `backward`, if the call had a residual.
 
     Raises
     ------
@@ -85,40 +96,62 @@ class BatchNorm:
         momentum: float | None = 0.1,
         correction: float = 1,
         affine: bool = True,
+        weight: bool | None = None,
+        bias: bool | None = None,
         track_running_stats: bool = True,
+        activation: str | tuple[str, float] | None = None,
+        ghost_batch_size: int | None = None,
+        renorm: Renorm | None = None,
         dtype: Any = np.float32,
         precision: str | None = None,
         device: str | None = None,
     ) -> None:
-        self.num_features = scalars.features(num_features)
+        self.num_features = shape = scalars.features(num_features)
         self.axis = scalars.integer("axis", axis)
         self.eps = scalars.eps(eps)
         self.momentum = None if momentum is None else scalars.momentum(momentum)
         self.correction = scalars.correction(correction)
         self.affine = scalars.flag("affine", affine)
         self.track_running_stats = scalars.flag("track_running_stats", track_running_stats)
+        with_weight = self.affine if weight is None else scalars.flag("weight", weight)
+        with_bias = self.affine if bias is None else scalars.flag("bias", bias)
+        scalars.activation(activation)
+        self.activation = activation
+        self.ghost_batch_size = scalars.ghost_batch_size(ghost_batch_size)
+        self.renorm = beyond.tracked(renorm, self.track_running_stats)
         self.dtype = scalars.parameter_dtype(dtype)
         self.precision = None if precision is None else scalars.precision(precision)
         self.device = checked(device)
         self.training = True
-        self.weight: Array | None = np.ones(num_features, self.dtype) if affine else None
-        self.bias: Array | None = np.zeros(num_features, self.dtype) if affine else None
-        self.running_mean: Array | None = np.zeros(num_features, self.dtype) if track_running_stats else None
-        self.running_var: Array | None = np.ones(num_features, self.dtype) if track_running_stats else None
+        self.weight: Array | None = np.ones(shape, self.dtype) if with_weight else None
+        self.bias: Array | None = np.zeros(shape, self.dtype) if with_bias else None
+        self.running_mean: Array | None = np.zeros(shape, self.dtype) if track_running_stats else None
+        self.running_var: Array | None = np.ones(shape, self.dtype) if track_running_stats else None
         self.num_batches_tracked = 0
         self.dweight: Array | None = None
         self.dbias: Array | None = None
+        self.dresidual: Array | None = None
         self._ctx: Context | None = None
 
-    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        *,
+        residual: Array | None = None,
+        mask: Array | None = None,
+        update_stats: bool = True,
+        out: Array | None = None,
+    ) -> Array:
         """Normalise x.
 
         Parameters
         ----------
         x : array of float32, float64, float16 or bfloat16 (ml_dtypes)
             With `num_features` channels along `axis`.
+        residual, mask, update_stats
+            As for `batch_norm`. With ``update_stats=False`` no batch is counted.
         out : array, optional
-            Where y goes; x itself only if there is no backward pass.
+            Where y goes; x itself if the backward pass can do without x, as `batch_norm` says.
 
         Returns
         -------
@@ -133,7 +166,9 @@ class BatchNorm:
         if not on_gpu(x):
             x = arrays.data(x)
         arrays.channels(x, arrays.axis(self.axis, x), self.num_features)
-        tracking = self.training and self.track_running_stats
+        update_stats = scalars.flag("update_stats", update_stats)
+        tracking = self.training and self.track_running_stats and update_stats
+        averaging = self.momentum is None and tracking and self.ghost_batch_size is not None
         momentum = 1.0 / (self.num_batches_tracked + 1) if self.momentum is None else self.momentum
         y, self._ctx = functional.batch_norm(
             x,
@@ -146,15 +181,36 @@ class BatchNorm:
             correction=self.correction,
             eps=self.eps,
             axis=self.axis,
+            activation=self.activation,
+            residual=residual,
+            mask=mask,
+            ghost_batch_size=self.ghost_batch_size,
+            renorm=self.renorm if self.training else None,
+            update_stats=update_stats and not averaging,
             precision=self.precision,
             out=out,
             device=self.device,
         )
-        self.num_batches_tracked += tracking
+        if averaging:
+            self._average(self._ctx)
+        elif tracking:
+            self.num_batches_tracked += self._ctx.batches
         return y
 
+    def _average(self, ctx: Context) -> None:
+        """Move the running statistics towards those of every ghost batch, each with the same weight."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        for part in ctx.parts() if isinstance(ctx, GhostContext) else [ctx]:
+            batch = part.moments
+            assert batch is not None
+            self.num_batches_tracked += 1
+            new = 1.0 / self.num_batches_tracked
+            for running, value in ((self.running_mean, batch.mean), (self.running_var, batch.var(self.correction))):
+                running[...] = running * (1.0 - new) + value * new
+
     def backward(self, dy: Array, *, out: Array | None = None) -> Array:
-        """Return the gradient by x of the last call, and set `dweight` and `dbias`.
+        """Return the gradient by x of the last call, and set `dweight`, `dbias` and `dresidual`.
 
         Parameters
         ----------
@@ -178,7 +234,7 @@ class BatchNorm:
         if self._ctx is None:
             raise RuntimeError("backward: expected a call of the layer before it, there was none")
         grads = functional.batch_norm_backward(dy, self._ctx, out=out)
-        self.dweight, self.dbias = grads.dweight, grads.dbias
+        self.dweight, self.dbias, self.dresidual = grads.dweight, grads.dbias, grads.dresidual
         return grads.dx
 
     def train(self, mode: bool = True) -> BatchNorm:
@@ -251,6 +307,8 @@ class BatchNorm:
     def __repr__(self) -> str:
         return (
             f"BatchNorm({self.num_features}, axis={self.axis}, eps={self.eps:g}, momentum={self.momentum}, "
-            f"correction={self.correction:g}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}, dtype={self.dtype}, precision={self.precision!r})"
+            f"correction={self.correction:g}, weight={self.weight is not None}, bias={self.bias is not None}, "
+            f"track_running_stats={self.track_running_stats}, activation={self.activation!r}, "
+            f"ghost_batch_size={self.ghost_batch_size}, renorm={self.renorm}, dtype={self.dtype}, "
+            f"precision={self.precision!r})"
         )

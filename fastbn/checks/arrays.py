@@ -16,6 +16,11 @@ from fastbn.moments import BackwardSums, Moments
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
+OVERWRITTEN_X = (
+    "ctx: expected one that still has x, but x was overwritten (out=x); "
+    "give the forward pass another out, or none, to go back through it"
+)
+
 
 def _plain(name: str, value: object, what: str, half: bool = False) -> Array:
     """Return an array of float32 or float64, or with `half` of a 16-bit float, as a plain ndarray."""
@@ -162,10 +167,7 @@ def context(value: object) -> Any:
             f"ctx: expected the fastbn.Context that batch_norm returned with y, got {scalars.described(value)}"
         )
     if value.like is None:
-        raise ValueError(
-            "ctx: expected one that still has x, but x was overwritten (out=x); "
-            "give the forward pass another out, or none, to go back through it"
-        )
+        raise ValueError(OVERWRITTEN_X)
     return value.like
 
 
@@ -206,6 +208,13 @@ def differentiable(ctx: object) -> Array:
     """Check a context for derivatives beyond the gradients and return its x."""
     x: Array = context(ctx)
     assert isinstance(ctx, Context)
+    if ctx.x is None:
+        raise ValueError(OVERWRITTEN_X)
+    if ctx.beyond is not None:
+        had = [name for name, value in zip(ctx.beyond._fields, ctx.beyond, strict=True) if value is not None]
+        raise ValueError(
+            f"ctx: expected one of a plain batch norm for higher derivatives, got one with {', '.join(had)}"
+        )
     if not ctx.own_statistics:
         raise ValueError(
             f"ctx: expected statistics of this x alone, {ctx.count} values a channel, got moments of "

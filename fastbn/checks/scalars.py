@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn import arithmetic
+from fastbn.activations import NAMES, SLOPE, Activation
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -111,6 +112,36 @@ def precision(value: object) -> str:
         return str(value)
     kind = ValueError if isinstance(value, str) else TypeError
     raise kind(f"precision: expected None, 'fast' or 'exact', got {described(value)}")
+
+
+def activation(value: object) -> Activation | None:
+    """Check what is done after the normalization."""
+    if value is None:
+        return None
+    slope: object = SLOPE
+    name = value
+    if isinstance(value, tuple) and len(value) == 2:
+        name, slope = value
+    if isinstance(name, str) and name in NAMES and (name == "leaky_relu" or name is value):
+        if name != "leaky_relu":
+            return Activation(str(name))
+        slope = number("activation", slope, "a finite slope in ('leaky_relu', slope)")
+        return Activation("leaky_relu", slope)
+    kind = ValueError if isinstance(value, str | tuple) else TypeError
+    raise kind(
+        f"activation: expected None, one of {', '.join(map(repr, NAMES))} or ('leaky_relu', slope), "
+        f"got {described(value)}"
+    )
+
+
+def ghost_batch_size(value: object) -> int | None:
+    """Check how many samples have statistics together; None is all of them."""
+    if value is None:
+        return None
+    size = integer("ghost_batch_size", value)
+    if size < 1:
+        raise ValueError(f"ghost_batch_size: expected at least 1 sample, got {size}")
+    return size
 
 
 def integer(name: str, value: object) -> int:

@@ -36,6 +36,7 @@ __all__ = [
     "WriteNCS",
     "WriteP",
     "WriteRC",
+    "in_rows",
     "kernel",
     "prange",
     "scalar",
@@ -217,3 +218,12 @@ class Kernel:
 def kernel(source: Callable[..., Any]) -> Kernel:
     """Make a `Kernel` of a function; see there."""
     return Kernel(source)
+
+
+def in_rows(source: Callable[..., Any]) -> Callable[..., Any]:
+    """Copy a source for data in rows, (R, C) in place of (N, C, S): the same code under other annotations."""
+    assert isinstance(source, python_types.FunctionType)
+    twin = python_types.FunctionType(source.__code__, source.__globals__, f"{source.__name__}_in_rows")
+    twin.__annotations__ = {name: kind.replace("NCS", "RC") for name, kind in source.__annotations__.items()}
+    twin.__doc__, twin.__module__, twin.__qualname__ = source.__doc__, source.__module__, twin.__name__
+    return twin

@@ -63,6 +63,10 @@ MODULES = {
         "call_forward_channels_first", "call_forward_channels_last",
         "call_backward_channels_first", "call_backward_channels_last",
     ),
+    "ghosts": (
+        "ghosts_forward_channels_first", "ghosts_forward_channels_last",
+        "ghosts_backward_channels_first", "ghosts_backward_channels_last",
+    ),
     "large_calls": (
         "large_forward_channels_first", "large_forward_channels_last",
         "large_backward_channels_first", "large_backward_channels_last",

@@ -27,6 +27,7 @@ from fastbn_kernels.cpu.params import (
     channel_params,
     gradient_params,
     normalized_with,
+    renormalize,
     xhat_sum,
 )
 from fastbn_kernels.cpu.simd.ops import fence, splat, store
@@ -123,6 +124,7 @@ def forward_short_segments(
         group_moments(x, c0, c1, saved)
         for c in range(c0, c1):
             saved[VAR, c] = saved[M2, c] / np.float64(N * S)
+        renormalize(saved, c0, c1)
         group_normalize(x, c0, c1, saved, eps, y, past_cache, tail)
 
 
