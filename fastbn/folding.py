@@ -83,7 +83,6 @@ def fold(
     index = _axis("axis", axis, array)
     groups = _groups(groups)
     mean, scale, shift = _affine(bn)
-    _bias(bias, mean.size)
     if array.shape[index] == mean.size:
         factors = scale.reshape(*(1 for _ in range(index)), -1, *(1 for _ in range(index + 1, array.ndim)))
     else:
@@ -92,6 +91,7 @@ def fold(
         factors = _repeated(scale, groups, array.shape[beside], beside)
         factors = factors.reshape(*factors.shape, *(1 for _ in range(array.ndim - 2)))
         factors = np.moveaxis(factors, (0, 1), (beside, index))
+    _bias(bias, mean.size)
     wide = array.astype(np.float64)
     given = 0.0 if bias is None else _floats("bias", bias).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # what is infinite stays so, without a warning
