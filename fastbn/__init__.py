@@ -2,10 +2,10 @@
 
 The functions are `batch_norm`, `batch_norm_inference`, `batch_norm_backward`, `batch_moments` and `backward_sums`;
 `batch_norm_double_backward` and `batch_norm_jvp` are derivatives beyond the gradients; the layer is `BatchNorm`, whose
-state `save` and `load` keep in files, and which `fold` and `fold_next` put into the linear layers beside it. They
-compute on the CPU, and, but for these derivatives, arrays on an NVIDIA GPU where they are: `explain` says which,
-`to_device` and `to_host` copy. Importing fastbn imports NumPy alone: Numba comes, and kernels compile, with the first
-call.
+state `save` and `load` keep in files, whose statistics `recalibrate` takes anew after training, and which `fold` and
+`fold_next` put into the linear layers beside it. They compute on the CPU, and, but for these derivatives, arrays on an
+NVIDIA GPU where they are: `explain` says which, `to_device` and `to_host` copy. Importing fastbn imports NumPy alone:
+Numba comes, and kernels compile, with the first call.
 """
 
 from fastbn import _checkout as _checkout  # first: it makes `fastbn_kernels` importable
@@ -24,6 +24,7 @@ from fastbn.functional import (
 )
 from fastbn.layer import BatchNorm
 from fastbn.moments import BackwardSums, Moments
+from fastbn.recalibration import recalibrate
 
 __all__ = [
     "BackwardSums",
@@ -44,6 +45,7 @@ __all__ = [
     "fold",
     "fold_next",
     "load",
+    "recalibrate",
     "save",
     "to_device",
     "to_host",

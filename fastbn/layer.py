@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +12,7 @@ from fastbn.checks import arrays, scalars, state_dict
 from fastbn.checks.place import on_gpu
 from fastbn.context import Context
 from fastbn.dispatch import checked
+from fastbn.moments import Moments
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -75,6 +76,8 @@ class BatchNorm:
     >>> layer.eval()(x).shape
     (16, 4)
     """
+
+    _observer: Callable[[Moments], None] | None = None  # `recalibrate`, while it runs
 
     def __init__(
         self,
@@ -150,6 +153,8 @@ class BatchNorm:
             out=out,
             device=self.device,
         )
+        if self._observer is not None and self._ctx.moments is not None:
+            self._observer(self._ctx.moments)
         self.num_batches_tracked += tracking
         return y
 
