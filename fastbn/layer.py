@@ -57,6 +57,8 @@ class BatchNorm:
         Batches that entered the running statistics.
     training : bool
         Changed by `train` and `eval`.
+    frozen : bool
+        Changed by `freeze` and `unfreeze`; while it is True, `training` has no effect.
     dweight, dbias : array of `dtype`, shape (C,), or None
         Set (not accumulated) by `backward`.
 
@@ -77,6 +79,7 @@ class BatchNorm:
     (16, 4)
     """
 
+    _frozen = False
     _observer: Callable[[Moments], None] | None = None  # `recalibrate`, while it runs
 
     def __init__(
@@ -136,7 +139,8 @@ class BatchNorm:
         if not on_gpu(x):
             x = arrays.data(x)
         arrays.channels(x, arrays.axis(self.axis, x), self.num_features)
-        tracking = self.training and self.track_running_stats
+        training = self.training and not self.frozen
+        tracking = training and self.track_running_stats
         momentum = 1.0 / (self.num_batches_tracked + 1) if self.momentum is None else self.momentum
         y, self._ctx = functional.batch_norm(
             x,
@@ -144,7 +148,7 @@ class BatchNorm:
             self.bias,
             running_mean=self.running_mean,
             running_var=self.running_var,
-            training=self.training or not self.track_running_stats,
+            training=training or not self.track_running_stats,
             momentum=momentum,
             correction=self.correction,
             eps=self.eps,
@@ -194,6 +198,49 @@ class BatchNorm:
     def eval(self) -> BatchNorm:
         """Normalise with the running statistics from now on; return the layer."""
         return self.train(False)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the layer normalises with its running statistics in training too."""
+        return self._frozen
+
+    def freeze(self) -> BatchNorm:
+        """Normalise with the running statistics from now on, and leave them as they are, whatever the mode is.
+
+        For fine-tuning with small batches, where the statistics that a net came with are better than those of a batch
+        (torchvision's `FrozenBatchNorm2d`, Keras's ``trainable = False``). `train` and `eval`, which a trainer calls on
+        all layers, set the mode that `unfreeze` goes back to. `backward` takes the statistics for constants and still
+        sets `dweight` and `dbias`: an optimiser that is not given them leaves the layer as it is.
+
+        A state dict does not hold it; copies and pickles do.
+
+        Returns
+        -------
+        BatchNorm
+            This layer.
+
+        Raises
+        ------
+        ValueError
+            If the layer has no running statistics.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbn
+        >>> layer = fastbn.BatchNorm(4).freeze().train()
+        >>> _ = layer(np.full((16, 4), 3, np.float32))
+        >>> layer.training, layer.frozen, layer.running_mean.tolist()
+        (True, True, [0.0, 0.0, 0.0, 0.0])
+        """
+        if not self.track_running_stats:
+            raise ValueError("freeze: expected running statistics to normalise with, got track_running_stats=False")
+        self._frozen = True
+        return self
+
+    def unfreeze(self) -> BatchNorm:
+        """End what `freeze` began: from now on the mode, which `train` and `eval` set, decides; return the layer."""
+        self._frozen = False
+        return self
 
     def _arrays(self) -> dict[str, Array]:
         arrays = {
@@ -257,5 +304,6 @@ class BatchNorm:
         return (
             f"BatchNorm({self.num_features}, axis={self.axis}, eps={self.eps:g}, momentum={self.momentum}, "
             f"correction={self.correction:g}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}, dtype={self.dtype}, precision={self.precision!r})"
+            f"track_running_stats={self.track_running_stats}, dtype={self.dtype}, precision={self.precision!r}"
+            f"{', frozen' if self.frozen else ''})"
         )

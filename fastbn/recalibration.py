@@ -99,8 +99,12 @@ def recalibrate(
     with contextlib.ExitStack() as stack:
         for population in found.values():
             stack.enter_context(population.observed())
+        count = 0
         for batch in stack.enter_context(shown):
             forward(batch)
+            count += 1
+        if not count:
+            raise ValueError("batches: expected at least one batch, got none")
     new = [population.statistics() for population in found.values()]
     for layer, population, (mean, var) in zip(named.values(), found.values(), new, strict=True):
         assert layer.running_mean is not None
@@ -135,7 +139,8 @@ class Population:
     def _enough(self, count: int, got: str) -> None:
         correction = self.layer.correction
         if count <= correction:
-            raise ValueError(f"batches: expected more than {correction:g} values a channel for {self.name} {got}")
+            values = f"{correction:g} value{'s' * (correction != 1)}"
+            raise ValueError(f"batches: expected more than {values} a channel for {self.name} {got}")
 
     @contextlib.contextmanager
     def observed(self) -> Iterator[None]:
@@ -198,6 +203,8 @@ def _named(layers: object) -> dict[str, BatchNorm]:
             raise scalars.unfit(name, layer, "a fastbn.BatchNorm")
         if layer.running_mean is None or layer.running_var is None:
             raise ValueError(f"{name}: expected a layer with running statistics, got track_running_stats=False")
+        if layer.frozen:
+            raise ValueError(f"{name}: expected a layer that may change, got a frozen one; call unfreeze() first")
         arrays.writable(f"{name}.running_mean", layer.running_mean)
         arrays.writable(f"{name}.running_var", layer.running_var)
         if not any(layer is other for other in checked.values()):
