@@ -2,9 +2,10 @@
 
 The functions are `batch_norm`, `batch_norm_inference`, `batch_norm_backward`, `batch_moments` and `backward_sums`;
 `batch_norm_double_backward` and `batch_norm_jvp` are derivatives beyond the gradients; the layer is `BatchNorm`, whose
-state `save` and `load` keep in files. They compute on the CPU, and, but for these derivatives, arrays on an NVIDIA GPU
-where they are: `explain` says which, `to_device` and `to_host` copy. Importing fastbn imports NumPy alone: Numba comes,
-and kernels compile, with the first call.
+state `save` and `load` keep in files, whose statistics `recalibrate` takes anew after training, and which `fold` and
+`fold_next` put into the linear layers beside it. They compute on the CPU, and, but for these derivatives, arrays on an
+NVIDIA GPU where they are: `explain` says which, `to_device` and `to_host` copy. Importing fastbn imports NumPy alone:
+Numba comes, and kernels compile, with the first call.
 """
 
 from fastbn import _checkout as _checkout  # first: it makes `fastbn_kernels` importable
@@ -13,6 +14,7 @@ from fastbn.checkpoint import load, save
 from fastbn.context import Context, Gradients
 from fastbn.derivatives import batch_norm_double_backward, batch_norm_jvp
 from fastbn.dispatch import Choice, explain, to_device, to_host
+from fastbn.folding import fold, fold_next
 from fastbn.functional import (
     backward_sums,
     batch_moments,
@@ -22,6 +24,7 @@ from fastbn.functional import (
 )
 from fastbn.layer import BatchNorm
 from fastbn.moments import BackwardSums, Moments
+from fastbn.recalibration import recalibrate
 from fastbn.renorm import Renorm
 
 __all__ = [
@@ -41,7 +44,10 @@ __all__ = [
     "batch_norm_inference",
     "batch_norm_jvp",
     "explain",
+    "fold",
+    "fold_next",
     "load",
+    "recalibrate",
     "save",
     "to_device",
     "to_host",

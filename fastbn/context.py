@@ -148,6 +148,10 @@ class Context:
         """Return how many batches had statistics of their own."""
         return 1
 
+    def parts(self) -> Iterator[Context]:
+        """Return a context of every batch with statistics of its own: this one."""
+        yield self
+
     @property
     def renormalized(self) -> bool:
         """Whether statistics were corrected towards the running ones."""

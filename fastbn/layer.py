@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,8 +10,9 @@ import numpy as np
 from fastbn import functional
 from fastbn.checks import arrays, beyond, scalars, state_dict
 from fastbn.checks.place import on_gpu
-from fastbn.context import Context, GhostContext
+from fastbn.context import Context
 from fastbn.dispatch import checked
+from fastbn.moments import Moments
 from fastbn.renorm import Renorm
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -65,6 +66,8 @@ class BatchNorm:
         Batches that entered the running statistics; ghost batches count one each.
     training : bool
         Changed by `train` and `eval`.
+    frozen : bool
+        Changed by `freeze` and `unfreeze`; while it is True, `training` has no effect.
     dweight, dbias : array of `dtype`, shape (C,), or None
         Set (not accumulated) by `backward`.
     dresidual : array, shape and dtype of x, or None
@@ -86,6 +89,9 @@ class BatchNorm:
     >>> layer.eval()(x).shape
     (16, 4)
     """
+
+    _frozen = False
+    _observer: Callable[[Moments], None] | None = None  # `recalibrate`, while it runs
 
     def __init__(
         self,
@@ -167,7 +173,8 @@ class BatchNorm:
             x = arrays.data(x)
         arrays.channels(x, arrays.axis(self.axis, x), self.num_features)
         update_stats = scalars.flag("update_stats", update_stats)
-        tracking = self.training and self.track_running_stats and update_stats
+        training = self.training and not self.frozen
+        tracking = training and self.track_running_stats and update_stats
         averaging = self.momentum is None and tracking and self.ghost_batch_size is not None
         momentum = 1.0 / (self.num_batches_tracked + 1) if self.momentum is None else self.momentum
         y, self._ctx = functional.batch_norm(
@@ -176,7 +183,7 @@ class BatchNorm:
             self.bias,
             running_mean=self.running_mean,
             running_var=self.running_var,
-            training=self.training or not self.track_running_stats,
+            training=training or not self.track_running_stats,
             momentum=momentum,
             correction=self.correction,
             eps=self.eps,
@@ -185,12 +192,15 @@ class BatchNorm:
             residual=residual,
             mask=mask,
             ghost_batch_size=self.ghost_batch_size,
-            renorm=self.renorm if self.training else None,
+            renorm=self.renorm if training else None,
             update_stats=update_stats and not averaging,
             precision=self.precision,
             out=out,
             device=self.device,
         )
+        if self._observer is not None and not self._ctx.frozen:
+            for part in self._ctx.parts():
+                self._observer(part.moments)
         if averaging:
             self._average(self._ctx)
         elif tracking:
@@ -201,7 +211,7 @@ class BatchNorm:
         """Move the running statistics towards those of every ghost batch, each with the same weight."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        for part in ctx.parts() if isinstance(ctx, GhostContext) else [ctx]:
+        for part in ctx.parts():
             batch = part.moments
             assert batch is not None
             self.num_batches_tracked += 1
@@ -245,6 +255,49 @@ class BatchNorm:
     def eval(self) -> BatchNorm:
         """Normalise with the running statistics from now on; return the layer."""
         return self.train(False)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the layer normalises with its running statistics in training too."""
+        return self._frozen
+
+    def freeze(self) -> BatchNorm:
+        """Normalise with the running statistics from now on, and leave them as they are, whatever the mode is.
+
+        For fine-tuning with small batches, where the statistics that a net came with are better than those of a batch
+        (torchvision's `FrozenBatchNorm2d`, Keras's ``trainable = False``). `train` and `eval`, which a trainer calls on
+        all layers, set the mode that `unfreeze` goes back to. `backward` takes the statistics for constants and still
+        sets `dweight` and `dbias`: an optimiser that is not given them leaves the layer as it is.
+
+        A state dict does not hold it; copies and pickles do.
+
+        Returns
+        -------
+        BatchNorm
+            This layer.
+
+        Raises
+        ------
+        ValueError
+            If the layer has no running statistics.
+
+        Examples
+        --------
+        >>> import numpy as np, fastbn
+        >>> layer = fastbn.BatchNorm(4).freeze().train()
+        >>> _ = layer(np.full((16, 4), 3, np.float32))
+        >>> layer.training, layer.frozen, layer.running_mean.tolist()
+        (True, True, [0.0, 0.0, 0.0, 0.0])
+        """
+        if not self.track_running_stats:
+            raise ValueError("freeze: expected running statistics to normalise with, got track_running_stats=False")
+        self._frozen = True
+        return self
+
+    def unfreeze(self) -> BatchNorm:
+        """End what `freeze` began: from now on the mode, which `train` and `eval` set, decides; return the layer."""
+        self._frozen = False
+        return self
 
     def _arrays(self) -> dict[str, Array]:
         arrays = {
@@ -310,5 +363,5 @@ class BatchNorm:
             f"correction={self.correction:g}, weight={self.weight is not None}, bias={self.bias is not None}, "
             f"track_running_stats={self.track_running_stats}, activation={self.activation!r}, "
             f"ghost_batch_size={self.ghost_batch_size}, renorm={self.renorm}, dtype={self.dtype}, "
-            f"precision={self.precision!r})"
+            f"precision={self.precision!r}{', frozen' if self.frozen else ''})"
         )

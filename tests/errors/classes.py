@@ -165,6 +165,9 @@ TABLE = [
     ("BatchNorm.__call__", on_a_layer, lambda layer, x, out: layer(x, out=out), CALL),
     ("BatchNorm.backward", called, lambda layer, dy: layer.backward(dy), LAYER_BACKWARD),
     ("BatchNorm.train", lambda: {"layer": BatchNorm(3), "mode": True}, lambda layer, mode: layer.train(mode), TRAIN),
+    ("BatchNorm.freeze", lambda: {"layer": BatchNorm(3)}, lambda layer: layer.freeze(), [
+        ("freeze", "without running statistics", ValueError, {"layer": BatchNorm(3, track_running_stats=False)}),
+    ]),
     ("BatchNorm.load_state_dict", loadable, lambda layer, state: layer.load_state_dict(state), STATE),
     ("Moments", statistics("mean", "m2"), Moments, made_of("mean", "m2")),
     ("Moments.merge", several(Moments), merge, merged(Moments)),

@@ -6,13 +6,13 @@ from unittest import mock
 import numpy as np
 
 import fastbn
-from errors import checkpoints, classes, functions
+from errors import checkpoints, classes, folds, functions, recalibrations
 from errors.placed import at, put
 from fastbn.backends.cuda import availability
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "errors.md"
-TABLE = [*functions.TABLE, *classes.TABLE, *checkpoints.TABLE]
+TABLE = [*functions.TABLE, *classes.TABLE, *checkpoints.TABLE, *folds.TABLE, *recalibrations.TABLE]
 CASES = [(function, *case) for function, _, _, cases in TABLE for case in cases]
 
 INTRODUCTION = """\
