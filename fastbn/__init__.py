@@ -3,9 +3,10 @@
 The functions are `batch_norm`, `batch_norm_inference`, `batch_norm_backward`, `batch_moments` and `backward_sums`;
 `batch_norm_double_backward` and `batch_norm_jvp` are derivatives beyond the gradients; the layer is `BatchNorm`, whose
 state `save` and `load` keep in files, whose statistics `recalibrate` takes anew after training, and which `fold` and
-`fold_next` put into the linear layers beside it. They compute on the CPU, and, but for these derivatives, arrays on an
-NVIDIA GPU where they are: `explain` says which, `to_device` and `to_host` copy. Importing fastbn imports NumPy alone:
-Numba comes, and kernels compile, with the first call.
+`fold_next` put into the linear layers beside it; `DecorrelatedBatchNorm` is a layer that whitens. They compute on the
+CPU, and, but for these derivatives and whitening, arrays on an NVIDIA GPU where they are: `explain` says which,
+`to_device` and `to_host` copy. Importing fastbn imports NumPy alone: Numba comes, and kernels compile, with the first
+call.
 """
 
 from fastbn import _checkout as _checkout  # first: it makes `fastbn_kernels` importable
@@ -26,12 +27,14 @@ from fastbn.layer import BatchNorm
 from fastbn.moments import BackwardSums, Moments
 from fastbn.recalibration import recalibrate
 from fastbn.renorm import Renorm
+from fastbn.whitening import DecorrelatedBatchNorm
 
 __all__ = [
     "BackwardSums",
     "BatchNorm",
     "Choice",
     "Context",
+    "DecorrelatedBatchNorm",
     "Gradients",
     "Moments",
     "Renorm",

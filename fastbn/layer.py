@@ -192,7 +192,7 @@ class BatchNorm:
             residual=residual,
             mask=mask,
             ghost_batch_size=self.ghost_batch_size,
-            renorm=self.renorm if training else None,
+            renorm=self.renorm if training and self._observer is None else None,
             update_stats=update_stats and not averaging,
             precision=self.precision,
             out=out,

@@ -6,13 +6,21 @@ from unittest import mock
 import numpy as np
 
 import fastbn
+<<<<<<< HEAD
 from errors import checkpoints, classes, folds, functions, recalibrations
+=======
+from errors import checkpoints, classes, functions, whitening
+>>>>>>> 09dd93839fc57419b8ce62d8b6141e738bb95660
 from errors.placed import at, put
 from fastbn.backends.cuda import availability
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "errors.md"
+<<<<<<< HEAD
 TABLE = [*functions.TABLE, *classes.TABLE, *checkpoints.TABLE, *folds.TABLE, *recalibrations.TABLE]
+=======
+TABLE = [*functions.TABLE, *classes.TABLE, *checkpoints.TABLE, *whitening.TABLE]
+>>>>>>> 09dd93839fc57419b8ce62d8b6141e738bb95660
 CASES = [(function, *case) for function, _, _, cases in TABLE for case in cases]
 
 INTRODUCTION = """\
@@ -33,7 +41,7 @@ def picture(value):
     value = getattr(value, "_ary", value)  # what a simulated GPU's array wraps
     if isinstance(value, np.ndarray):
         return np.asarray(value).tobytes()
-    if isinstance(value, fastbn.BatchNorm):
+    if isinstance(value, fastbn.BatchNorm | fastbn.DecorrelatedBatchNorm):
         return {name: picture(held) for name, held in vars(value).items()}
     if isinstance(value, fastbn.Moments):
         return value.count, picture(value.mean), picture(value.m2)

@@ -235,6 +235,17 @@ def put(array: Array, row: int, index: int, count: int, vector: Array) -> None:
         array[row, index : index + count] = vector[:count]
 
 
+def put_value(array: Array, index: int, number: float) -> None:
+    """Write a float64 number to array.flat[index], as the array stores it."""
+    span(array, index, 1)[...] = encode(fitted(array, np.array([number])), array.dtype)
+
+
+def fitted(array: Array, vector: Array) -> Array:
+    """Return float64 numbers as those that values of an array are computed in."""
+    with np.errstate(over="ignore"):
+        return vector.astype(np.float32) if single(array) else vector
+
+
 def sqrt(a: Array) -> Array:
     """Return the square root."""
     with np.errstate(invalid="ignore"):
