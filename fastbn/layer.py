@@ -200,7 +200,8 @@ class BatchNorm:
         )
         if self._observer is not None and not self._ctx.frozen:
             for part in self._ctx.parts():
-                self._observer(part.moments)
+                if part.moments is not None:
+                    self._observer(part.moments)
         if averaging:
             self._average(self._ctx)
         elif tracking:

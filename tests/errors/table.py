@@ -6,21 +6,15 @@ from unittest import mock
 import numpy as np
 
 import fastbn
-<<<<<<< HEAD
-from errors import checkpoints, classes, folds, functions, recalibrations
-=======
-from errors import checkpoints, classes, functions, whitening
->>>>>>> 09dd93839fc57419b8ce62d8b6141e738bb95660
+from errors import checkpoints, classes, folds, functions, recalibrations, whitening
 from errors.placed import at, put
 from fastbn.backends.cuda import availability
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "errors.md"
-<<<<<<< HEAD
-TABLE = [*functions.TABLE, *classes.TABLE, *checkpoints.TABLE, *folds.TABLE, *recalibrations.TABLE]
-=======
-TABLE = [*functions.TABLE, *classes.TABLE, *checkpoints.TABLE, *whitening.TABLE]
->>>>>>> 09dd93839fc57419b8ce62d8b6141e738bb95660
+TABLE = [
+    *functions.TABLE, *classes.TABLE, *checkpoints.TABLE, *folds.TABLE, *recalibrations.TABLE, *whitening.TABLE,
+]  # fmt: skip
 CASES = [(function, *case) for function, _, _, cases in TABLE for case in cases]
 
 INTRODUCTION = """\
