@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import dispatch
+from fastbn import axes, dispatch
 from fastbn.call import BackwardCall, ForwardCall, MomentsCall
 from fastbn.context import Context, Gradients
 from fastbn.moments import BackwardSums, Moments
@@ -29,7 +29,7 @@ def batch_norm(
     momentum: float = 0.1,
     correction: float = 1,
     eps: float = 1e-5,
-    axis: int = 1,
+    axis: int | tuple[int, ...] = 1,
     activation: str | tuple[str, float] | None = None,
     residual: Array | None = None,
     mask: Array | None = None,
@@ -64,8 +64,9 @@ def batch_norm(
         The batch variance that enters `running_var` is divided by ``count - correction``.
     eps : float, default 1e-5
         Added to the variance; > 0.
-    axis : int, default 1
-        The channel axis.
+    axis : int or tuple of int, default 1
+        The channel axis, or several: one statistic for every index along them, and parameters in the shape of these
+        axes of x, as Flax and Chainer have it. ``axis=(1, 2, 3)`` of (N, C, H, W) is every activation by itself.
     activation : str, optional
         What is done after that, without another pass over memory: "relu", "relu6", "leaky_relu" (a slope of 0.01, or
         ``("leaky_relu", slope)``), "tanh", "sigmoid", "silu" or "gelu" (with the error function).
@@ -126,6 +127,15 @@ def batch_norm(
     >>> bool(np.allclose(y.mean((0, 2, 3)), 0, atol=1e-6)), bool(np.allclose(y.std((0, 2, 3)), 1, atol=1e-4))
     (True, True)
     """
+    if type(axis) is tuple:
+        given = {
+            "running_mean": running_mean, "running_var": running_var, "training": training, "momentum": momentum,
+            "correction": correction, "eps": eps, "activation": activation, "mask": mask,
+            "ghost_batch_size": ghost_batch_size, "renorm": renorm, "moments": moments, "update_stats": update_stats,
+            "precision": precision, "device": device,
+        }  # fmt: skip
+        arrays = {"weight": weight, "bias": bias, "residual": residual, "out": out}
+        return axes.batch_norm(batch_norm, x, axis, given | arrays)
     backend = dispatch.of(x, device)
     if moments is None and mask is None and ghost_batch_size is None and renorm is None and update_stats is True:
         done = backend.quick_forward(
@@ -149,7 +159,7 @@ def batch_norm_inference(
     bias: Array | None = None,
     *,
     eps: float = 1e-5,
-    axis: int = 1,
+    axis: int | tuple[int, ...] = 1,
     activation: str | tuple[str, float] | None = None,
     residual: Array | None = None,
     mask: Array | None = None,
@@ -187,7 +197,7 @@ def batch_norm_inference(
     array([[0.5, 0.5, 0.5],
            [0.5, 0.5, 0.5]], dtype=float32)
     """
-    if mask is None:
+    if mask is None and type(axis) is not tuple:
         done = dispatch.of(x, device).quick_forward(
             x, weight, bias, running_mean, running_var, False, 0.0, 0, eps, axis, precision, out, activation, residual
         )
@@ -201,7 +211,9 @@ def batch_norm_inference(
     )[0]  # fmt: skip
 
 
-def batch_moments(x: Array, *, axis: int = 1, mask: Array | None = None, device: str | None = None) -> Moments:
+def batch_moments(
+    x: Array, *, axis: int | tuple[int, ...] = 1, mask: Array | None = None, device: str | None = None
+) -> Moments:
     """Return count, mean and sum of squared deviations of every channel.
 
     Computed in float64 from float32 and float64 x, whatever the precision of `batch_norm`; from 16-bit x in float32,
@@ -211,8 +223,8 @@ def batch_moments(x: Array, *, axis: int = 1, mask: Array | None = None, device:
     ----------
     x : array of float32, float64, float16 or bfloat16 (ml_dtypes), at least two axes
         Any shape and strides; an empty batch has count 0.
-    axis : int, default 1
-        The channel axis.
+    axis : int or tuple of int, default 1
+        The channel axis, or several, whose moments are in one row.
     mask : array of bool, optional
         Which positions count, as for `batch_norm`.
     device : "cpu" or "cuda", optional
@@ -235,6 +247,8 @@ def batch_moments(x: Array, *, axis: int = 1, mask: Array | None = None, device:
     >>> m.count, m.mean, m.var()
     (2, array([ 2., 10.]), array([1., 0.]))
     """
+    if type(axis) is tuple:
+        x, axis = axes.checked(x, axis).merged(x), -1
     backend = dispatch.of(x, device)
     return backend.moments(MomentsCall.check(x, axis, mask, look=backend.look))
 
@@ -260,6 +274,8 @@ def backward_sums(dy: Array, ctx: Context) -> BackwardSums:
     TypeError, ValueError
         For anything that does not fit.
     """
+    if type(ctx) is axes.AxesContext:
+        dy, ctx = ctx.axes.like("dy", dy), ctx.inner
     backend = dispatch.of_context(ctx)
     return backend.sums(BackwardCall.check(dy, ctx, None, None, look=backend.look, partial=True))
 
@@ -308,6 +324,8 @@ def batch_norm_backward(
     >>> bool(np.abs(grads.dx).max() < 1e-12)
     True
     """
+    if type(ctx) is axes.AxesContext:
+        return axes.backward(batch_norm_backward, dy, ctx, sums, out)
     backend = dispatch.of_context(ctx)
     if sums is None:
         done = backend.quick_backward(dy, ctx, out)

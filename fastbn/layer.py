@@ -27,10 +27,10 @@ class BatchNorm:
 
     Parameters
     ----------
-    num_features : int
-        Channels, C.
-    axis : int, default 1
-        The channel axis of x.
+    num_features : int or tuple of int
+        Channels, C; of several channel axes, their sizes, which is the shape of the parameters.
+    axis : int or tuple of int, default 1
+        The channel axis of x, or several, in the order of `num_features`, which is that of x.
     eps : float, default 1e-5
         Added to the variance; > 0.
     momentum : float or None, default 0.1
@@ -95,9 +95,9 @@ class BatchNorm:
 
     def __init__(
         self,
-        num_features: int,
+        num_features: int | tuple[int, ...],
         *,
-        axis: int = 1,
+        axis: int | tuple[int, ...] = 1,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         correction: float = 1,
@@ -112,8 +112,8 @@ class BatchNorm:
         precision: str | None = None,
         device: str | None = None,
     ) -> None:
-        self.num_features = shape = scalars.features(num_features)
-        self.axis = scalars.integer("axis", axis)
+        self.num_features = shape = scalars.shape(num_features)
+        self.axis = scalars.layer_axis(axis, shape)
         self.eps = scalars.eps(eps)
         self.momentum = None if momentum is None else scalars.momentum(momentum)
         self.correction = scalars.correction(correction)
@@ -171,7 +171,7 @@ class BatchNorm:
         """
         if not on_gpu(x):
             x = arrays.data(x)
-        arrays.channels(x, arrays.axis(self.axis, x), self.num_features)
+        arrays.channels(x, self.axis, self.num_features)
         update_stats = scalars.flag("update_stats", update_stats)
         training = self.training and not self.frozen
         tracking = training and self.track_running_stats and update_stats

@@ -232,7 +232,13 @@ def derivative(name: str, value: object, dtype: np.dtype[Any] | None, channels: 
     return array
 
 
-def channels(x: Array, axis: int, expected: int) -> None:
+def channels(x: Array, along: int | tuple[int, ...], expected: int | tuple[int, ...]) -> None:
     """Check that x has a layer's channels."""
-    if x.shape[axis] != expected:
-        raise ValueError(f"x: expected {expected} channels along axis {axis}, got shape {x.shape}")
+    if isinstance(along, tuple):
+        found = tuple(x.shape[index] for index in sorted(axis(each, x) for each in along))
+        if found != expected:
+            raise ValueError(f"x: expected {expected} channels along axes {along}, got shape {x.shape}")
+        return
+    along = axis(along, x)
+    if x.shape[along] != expected:
+        raise ValueError(f"x: expected {expected} channels along axis {along}, got shape {x.shape}")

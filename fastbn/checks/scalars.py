@@ -157,6 +157,27 @@ def integer(name: str, value: object) -> int:
     return result
 
 
+def shape(value: object) -> int | tuple[int, ...]:
+    """Check the number of channels of a layer, or those of several axes."""
+    if isinstance(value, tuple):
+        found = tuple(features(each) for each in value)
+        if math.prod(found) > MOST:
+            raise ValueError(f"num_features: expected at most {MOST} channels, got {described(value)}")
+        return found
+    return features(value)
+
+
+def layer_axis(value: object, num_features: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    """Check the channel axis of a layer, or as many as it has numbers of channels."""
+    if not isinstance(num_features, tuple):
+        return integer("axis", value)
+    if not isinstance(value, tuple) or len(value) != len(num_features):
+        raise ValueError(
+            f"axis: expected a tuple of {len(num_features)} axes, as num_features has, got {described(value)}"
+        )
+    return tuple(integer("axis", each) for each in value)
+
+
 def features(value: object) -> int:
     """Check the number of channels of a layer."""
     result = integer("num_features", value)

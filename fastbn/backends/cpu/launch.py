@@ -80,6 +80,7 @@ def tail_back(
         return None
     named = tails.named(activation.name, activation.slope)
     if inverse:
+        assert isinstance(named, tails.LeakyReLU)
         return tails.inverse(named)
     if residual is None:
         return named
