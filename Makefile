@@ -71,7 +71,8 @@ test: $(VENV)/.test
 
 # Every family in every dtype, with nothing to compile; an index out of range is an error.
 interpreted: $(VENV)/.test
-	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/api tests/numerics tests/kernels/test_tail.py tests/kernels/test_activations.py -m bounds
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/api tests/numerics tests/kernels/test_tail.py tests/kernels/test_activations.py \
+		tests/kernels/test_masked.py -m bounds
 
 # The GPU kernels on a simulated GPU, against the oracle.
 SIMULATED = NUMBA_ENABLE_CUDASIM=1 $(BIN)/pytest tests/gpu/test_kernels.py tests/gpu/test_calls.py \

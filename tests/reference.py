@@ -20,6 +20,8 @@ class Forward:
     var: np.ndarray
     invstd: np.ndarray
     axis: int
+    counted: np.ndarray | bool = True  # of a mask: where values count, to broadcast against x
+    count: float = 0  # values a channel
 
 
 def others(x, axis):
@@ -34,40 +36,53 @@ def column(values, x, axis):
     return np.asarray(values, WIDE).reshape(shape)
 
 
-def moments(x, axis=1):
-    """Return mean and (biased) variance of every channel."""
-    x = np.asarray(x, WIDE)
-    mean = x.mean(others(x, axis))
-    return mean, ((x - column(mean, x, axis)) ** 2).mean(others(x, axis))
+def counting(x, axis, mask):
+    """Return where values of x count, to broadcast against it, of a mask that lacks its channels; and how many do."""
+    if mask is None:
+        return True, WIDE(x.size // x.shape[axis])
+    shape = [n for i, n in enumerate(x.shape) if i != axis % x.ndim]
+    mask = np.broadcast_to(mask, shape)
+    return np.expand_dims(mask, axis % x.ndim), WIDE(np.count_nonzero(mask))
 
 
-def forward(x, weight=None, bias=None, *, mean=None, var=None, eps=1e-5, axis=1):
-    """Normalise with the batch's own statistics, or with those given."""
+def moments(x, axis=1, mask=None):
+    """Return mean and (biased) variance of every channel, over the positions that a mask says count."""
     x = np.asarray(x, WIDE)
+    counted, count = counting(x, axis, mask)
+    mean = np.where(counted, x, 0).sum(others(x, axis)) / count
+    apart = np.where(counted, x - column(mean, x, axis), 0)
+    return mean, (apart**2).sum(others(x, axis)) / count
+
+
+def forward(x, weight=None, bias=None, *, mean=None, var=None, eps=1e-5, axis=1, mask=None):
+    """Normalise with the batch's own statistics, or with those given; what does not count is zero."""
+    x = np.asarray(x, WIDE)
+    counted, count = counting(x, axis, mask)
     if mean is None:
-        mean, var = moments(x, axis)
+        mean, var = moments(x, axis, mask)
     mean, var = np.asarray(mean, WIDE), np.asarray(var, WIDE)
     invstd = 1 / np.sqrt(var + WIDE(eps))
-    xhat = (x - column(mean, x, axis)) * column(invstd, x, axis)
+    xhat = np.where(counted, (x - column(mean, x, axis)) * column(invstd, x, axis), 0)
     y = xhat
     if weight is not None:
         y = y * column(weight, x, axis)
     if bias is not None:
-        y = y + column(bias, x, axis)
-    return Forward(y, xhat, mean, var, invstd, axis)
+        y = np.where(counted, y + column(bias, x, axis), 0)
+    return Forward(y, xhat, mean, var, invstd, axis, counted, count)
 
 
-def backward(dy, x, weight=None, *, mean=None, var=None, eps=1e-5, axis=1):
-    """Return dx, dweight, dbias; given statistics are constants."""
+def backward(dy, x, weight=None, *, mean=None, var=None, eps=1e-5, axis=1, mask=None):
+    """Return dx, dweight, dbias; given statistics are constants, and what does not count gets no gradient."""
     frozen = mean is not None
-    f = forward(x, mean=mean, var=var, eps=eps, axis=axis)
-    dy = np.asarray(dy, WIDE)
+    f = forward(x, mean=mean, var=var, eps=eps, axis=axis, mask=mask)
+    dy = np.where(f.counted, np.asarray(dy, WIDE), 0)
     along = others(dy, axis)
     dbias, dweight = dy.sum(along), (dy * f.xhat).sum(along)
     scale = f.invstd if weight is None else f.invstd * np.asarray(weight, WIDE)
     dx = dy
     if not frozen:
-        dx = dx - column(dy.mean(along), dy, axis) - f.xhat * column((dy * f.xhat).mean(along), dy, axis)
+        dx = dx - column(dbias / f.count, dy, axis) - f.xhat * column(dweight / f.count, dy, axis)
+        dx = np.where(f.counted, dx, 0)
     return dx * column(scale, dy, axis), dweight, dbias
 
 

@@ -5,6 +5,7 @@ import pytest
 from numba import njit
 
 from fastbn_kernels.cpu.simd import ops as vector
+from fastbn_kernels.cpu.simd.masks import flags, lowest, ones, packed
 from fastbn_kernels.cpu.simd.ops import (
     add,
     fence,
@@ -22,7 +23,8 @@ from fastbn_kernels.cpu.simd.ops import (
 )
 from simulated import simd_python as simd_python
 
-COUNTS = range(vector.LANES)
+LANES = vector.LANES
+COUNTS = range(LANES)
 
 
 @njit
@@ -142,3 +144,43 @@ def test_stores_past_the_cache_are_vectors():
     assembly = "\n".join(copy_past_the_cache.inspect_asm().values())
     assert "movntps" in assembly
     assert "movnti" not in assembly
+
+
+@njit
+def copy_chosen(x, i, word, vector, y, j):
+    store(y, j, None, load(x, i, flags(word, vector)))
+
+
+@njit
+def write_chosen(x, i, word, vector, y, j):
+    store(y, j, flags(word, vector), keep(load(x, i, None), flags(word, vector + 1)))
+
+
+@njit
+def bits(mask, i, count, vector):
+    word = packed(mask, i, count, vector)
+    return word, ones(word), lowest(word) if ones(word) else -1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_flags(rng, dtype):
+    """Of a mask's bytes, a word of bits; of that, the lanes that are loaded, kept and stored, whatever lies beside."""
+    p, mask = simd_python, rng.random(80) < 0.5
+    word = np.uint64(0)
+    for k in range(4):
+        for count in (*COUNTS, LANES):
+            found = bits(mask, 13 * k, count, k)
+            part = p.packed(mask, 13 * k, count, k)
+            assert found == (part, p.ones(part), p.lowest(part) if part else -1)
+        word |= part
+    x = rng.standard_normal(80).astype(dtype)
+    for k in range(3):
+        for i in (0, 5, 64):
+            read, written = (
+                lambda x, i, w, k, y, j: p.store(y, j, None, p.load(x, i, p.flags(w, k))),
+                lambda x, i, w, k, y, j: p.store(y, j, p.flags(w, k), p.keep(p.load(x, i, None), p.flags(w, k + 1))),
+            )
+            same(copy_chosen, read, x, dtype, i, word, k, 40)
+            same(write_chosen, written, x, dtype, i, word, k, 3)
+    copy_chosen(x, 10**6, np.uint64(0), 0, y := np.full(80, np.nan, dtype), 0)  # no lane: the index may be anywhere
+    np.testing.assert_array_equal(y[:16], 0)

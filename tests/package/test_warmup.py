@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fastbn import warmup
-from fastbn.backends.cpu import plan
+from fastbn.backends.cpu import masked, plan
 from fastbn_kernels import cpu
 from fastbn_kernels.build.decorators import Kernel
 
@@ -193,7 +193,7 @@ def test_what_is_listed():
 
 
 def test_plans_can_name_every_kernel_and_nothing_else():
-    names = [*plan.kernels(), *warmup.WHITENING]
+    names = [*plan.kernels(), *warmup.WHITENING, *masked.KERNELS, *ghosts.KERNELS]
     assert len(set(names)) == len(names)
     assert set(names) == set(cpu.MODULE_OF)
     for name in names:

@@ -37,6 +37,13 @@ def encode(vector: Array, dtype: np.dtype[np.generic]) -> Array:
         return vector.astype(np.float32).view(np.int32) if dtype == np.int32 else vector.astype(dtype)
 
 
+def reach(count: int | Array | None) -> int:
+    """Return how many elements an operation may touch: all, the first so many, or up to the last one chosen."""
+    if isinstance(count, np.ndarray):
+        return int(np.flatnonzero(count)[-1]) + 1 if count.any() else 0
+    return LANES if count is None else count
+
+
 def span(array: Array, index: int, count: int | None) -> Array:
     """Return a view of array.flat[index : index + count], all of which must be there; None stands for LANES."""
     count = LANES if count is None else count
@@ -49,9 +56,12 @@ def _filled(part: Array) -> Array:
     return np.concatenate([part, np.zeros(LANES - part.size, part.dtype)])
 
 
-def load(array: Array, index: int, count: int | None) -> Array:
+def load(array: Array, index: int, count: int | Array | None) -> Array:
     """Return array.flat[index : index + LANES], or of a part and zeros."""
-    return _filled(decode(span(array, index, count)))
+    found = reach(count)
+    if not found:  # no flag: the index may be anywhere
+        return splat(array, 0.0)
+    return keep(_filled(decode(span(array, index, found))), count)
 
 
 def param(array: Array, row: int, index: int, count: int | None) -> Array:
@@ -79,9 +89,13 @@ def rounded(array: Array, number: float) -> float:
     return float(np.float32(number)) if single(array) else number
 
 
-def store(array: Array, index: int, count: int | None, vector: Array) -> None:
+def store(array: Array, index: int, count: int | Array | None, vector: Array) -> None:
     """Write array.flat[index : index + LANES], or a part."""
-    span(array, index, count)[...] = encode(vector[:count], array.dtype)
+    found = reach(count)
+    if not found:
+        return
+    chosen = count[:found] if isinstance(count, np.ndarray) else slice(None)
+    span(array, index, found)[chosen] = encode(vector[:found], array.dtype)[chosen]
 
 
 def stream(array: Array, index: int, vector: Array) -> None:
@@ -115,9 +129,12 @@ def like(vector: Array, number: float) -> Array:
     return np.full(LANES, number, vector.dtype)
 
 
-def keep(vector: Array, count: int | None) -> Array:
-    """Return the vector with lanes from `count` on, if that is not None, replaced by zero."""
-    return vector if count is None else np.where(np.arange(LANES) < count, vector, vector.dtype.type(0))
+def keep(vector: Array, count: int | Array | None) -> Array:
+    """Return the vector with lanes that `count`, if that is not None, does not stand for replaced by zero."""
+    if count is None:
+        return vector
+    chosen = count if isinstance(count, np.ndarray) else np.arange(LANES) < count
+    return np.where(chosen, vector, vector.dtype.type(0))
 
 
 def centre(array: Array, vector: Array, minus: Array, unit: Array) -> Array:
@@ -226,6 +243,28 @@ def where_between(a: Array, low: float, high: float, b: Array) -> Array:
 def widen(vector: Array) -> Array:
     """Return a vector as float64."""
     return vector.astype(np.float64)
+
+
+def packed(mask: Array, index: int, count: int, vector: int) -> np.uint64:
+    """Return the bits of mask.flat[index : index + count], booleans, as those of one of the 4 vectors of a word."""
+    assert 0 <= index <= index + count <= mask.size
+    chosen = np.flatnonzero(mask.reshape(-1)[index : index + count])
+    return np.uint64(sum(1 << int(i) for i in chosen) << (vector * LANES))
+
+
+def flags(word: int, vector: int) -> Array:
+    """Return the flags of one of the 4 vectors of a word: booleans here."""
+    return np.array([int(word) >> (int(vector) * LANES + i) & 1 for i in range(LANES)], bool)
+
+
+def ones(word: int) -> int:
+    """Return how many positions of a word count."""
+    return int(word).bit_count()
+
+
+def lowest(word: int) -> int:
+    """Return the first position of a word that counts."""
+    return (int(word) & -int(word)).bit_length() - 1
 
 
 def put(array: Array, row: int, index: int, count: int, vector: Array) -> None:

@@ -25,13 +25,17 @@ __all__ = [
     "RESIDUAL",
     "Array",
     "Kernel",
+    "Mask",
     "ReadC",
     "ReadNCS",
     "ReadP",
     "ReadRC",
+    "Rows",
     "Saved",
     "Sums",
     "Tail",
+    "TileCounts",
+    "Words",
     "WriteC",
     "WriteNCS",
     "WriteP",
@@ -70,6 +74,10 @@ ReadP: TypeAlias = Array
 WriteP: TypeAlias = Array
 Saved: TypeAlias = Array
 Sums: TypeAlias = Array
+Mask: TypeAlias = Array
+Words: TypeAlias = Array
+TileCounts: TypeAlias = Array
+Rows: TypeAlias = Array
 Tail: TypeAlias = Any
 
 
@@ -89,6 +97,10 @@ ARGUMENTS: dict[str, Callable[[NumbaType], NumbaType]] = {
     "WriteP": lambda data: types.Array(_parameter(data), 1, "C"),
     "Saved": lambda _: types.Array(types.float64, 2, "C"),
     "Sums": lambda _: types.Array(types.float64, 2, "C"),
+    "Mask": lambda _: types.Array(types.boolean, 2, "C", readonly=True),
+    "Words": lambda _: types.Array(types.uint64, 2, "C"),
+    "TileCounts": lambda _: types.Array(types.int64, 2, "C"),
+    "Rows": lambda _: types.Array(types.int64, 1, "C"),
     "float": lambda _: types.float64,
     "int": lambda _: types.intp,
     "bool": lambda _: types.boolean,

@@ -72,6 +72,15 @@ MODULES = {
         "large_forward_channels_first", "large_forward_channels_last",
         "large_backward_channels_first", "large_backward_channels_last",
     ),
+    "masks": ("pack_mask",),
+    "masked": (
+        "masked_moments_channels_first", "masked_forward_channels_first", "masked_normalize_channels_first",
+        "masked_sums_channels_first", "masked_gradient_channels_first", "masked_backward_channels_first",
+    ),
+    "masked_rows": (
+        "masked_moments_channels_last", "masked_normalize_channels_last", "masked_sums_channels_last",
+        "masked_gradient_channels_last",
+    ),
 }  # fmt: skip
 MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
 

@@ -7,7 +7,8 @@ and that of the arithmetic, and know nothing of aliases; `stream` stores past th
 fixed tree. The same lanes are added in the same order on every processor.
 
 Where an operation takes a `count`, its type chooses: None stands for all lanes, an integer below LANES for the first
-few, of a masked instruction. Both are one source then, and two machine codes.
+few, flags (`masks`) for any choice of lanes, both of a masked instruction. All are one source then, and as many
+machine codes.
 
 Arithmetic on float32, float16 (bits as int16) and bfloat16 (bits as uint16) is float32, long sums float64 (`widen`);
 that on float64, and on float32 given as its bits (int32), is float64, but for what `narrow` makes of the latter. 16
@@ -36,11 +37,12 @@ from fastbn_kernels.cpu.simd.types import (
     STORED,
     as_stored,
     broadcast,
+    chosen_lanes,
     computed,
     declare,
     decode,
     encode,
-    first_lanes,
+    flags16,
     lanes32,
     lanes64,
     line_bytes,
@@ -61,17 +63,37 @@ def _is_part(count: Any) -> bool:
     return not isinstance(count, types.NoneType)
 
 
-def _load(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any) -> Any:
+def _given(count: Any) -> Any:
+    """Return the type in which a count is taken."""
+    return count if count is flags16 or not _is_part(count) else types.intp
+
+
+def _reach(builder: Any, count_type: Any, count: Any) -> Any:
+    """Return how many elements from its index on an operation may touch; asked for bounds checks alone.
+
+    Without any flag the index may be anywhere, and so far behind the array's end.
+    """
+    if count_type is not flags16:
+        return count if _is_part(count_type) else I64(LANES)
+    above = builder.ctlz(count, ir.Constant(ir.IntType(1), 0))
+    last = builder.sub(I64(LANES), builder.zext(above, I64))
+    return builder.select(builder.icmp_unsigned("==", count, I16(0)), I64(-(1 << 60)), last)
+
+
+def _load(
+    context: Any, builder: Any, array_type: Any, array: Any, index: Any, count_type: Any, count: Any
+) -> Any:  # fmt: skip
     """Return elements as they are stored; of a part, if there is a count, and zeros."""
     element, size, _ = STORED[array_type.dtype]
-    address = pointer(context, builder, array_type, array, index, I64(LANES) if count is None else count)
-    if count is None:
+    address = pointer(context, builder, array_type, array, index, _reach(builder, count_type, count))
+    if not _is_part(count_type):
         return builder.load(address, align=size)
     vector = address.type.pointee
     function = declare(
         builder, f"llvm.masked.load.{vector_name(element)}.p0", vector, [address.type, I32, MASK, vector]
     )
-    return builder.call(function, [address, I32(size), first_lanes(builder, count), ir.Constant(vector, None)])
+    lanes = chosen_lanes(builder, count_type, count)
+    return builder.call(function, [address, I32(size), lanes, ir.Constant(vector, None)])
 
 
 def _kept_apart(builder: Any, vector: Any) -> Any:
@@ -88,16 +110,15 @@ def _kept_apart(builder: Any, vector: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def load(typing: Any, array: Any, index: Any, count: Any) -> tuple[Any, Codegen]:
-    """Return array.flat[index : index + LANES], or of a part, behind which nothing is touched, and zeros."""
-    part = _is_part(count)
+    """Return array.flat[index : index + LANES], or of a part, beside which nothing is touched, and zeros."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         values, at, lanes = arguments
-        loaded = _load(context, builder, signature.args[0], values, at, lanes if part else None)
+        loaded = _load(context, builder, signature.args[0], values, at, count, lanes)
         decoded = decode(builder, loaded, signature.args[0].dtype)
-        return _kept_apart(builder, decoded) if part else decoded
+        return _kept_apart(builder, decoded) if _is_part(count) else decoded
 
-    return computed(array)(array, types.intp, types.intp if part else count), codegen
+    return computed(array)(array, types.intp, _given(count)), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -110,7 +131,7 @@ def param(typing: Any, array: Any, row: Any, index: Any, count: Any) -> tuple[An
         array_type = signature.args[0]
         width = builder.extract_value(context.make_array(array_type)(context, builder, values).shape, 1)
         flat = builder.add(builder.mul(k, width), at)
-        loaded = _load(context, builder, array_type, values, flat, lanes if part else None)
+        loaded = _load(context, builder, array_type, values, flat, count, lanes)
         return _kept_apart(builder, loaded) if part else loaded
 
     return as_stored(array)(array, types.intp, types.intp, types.intp if part else count), codegen
@@ -169,24 +190,24 @@ def rounded(typing: Any, array: Any, number: Any) -> tuple[Any, Codegen]:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def store(typing: Any, array: Any, index: Any, count: Any, vector: Any) -> tuple[Any, Codegen]:
-    """Write array.flat[index : index + LANES], or a part, behind which nothing is touched."""
+    """Write array.flat[index : index + LANES], or a part, beside which nothing is touched."""
     part = _is_part(count)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type = signature.args[0]
         values, at, lanes, given = arguments
         element, size, _ = STORED[array_type.dtype]
-        address = pointer(context, builder, array_type, values, at, lanes if part else I64(LANES))
+        address = pointer(context, builder, array_type, values, at, _reach(builder, count, lanes))
         encoded = encode(builder, given, array_type.dtype)
         if part:
             types_ = [address.type.pointee, address.type, I32, MASK]
             function = declare(builder, f"llvm.masked.store.{vector_name(element)}.p0", ir.VoidType(), types_)
-            builder.call(function, [encoded, address, I32(size), first_lanes(builder, lanes)])
+            builder.call(function, [encoded, address, I32(size), chosen_lanes(builder, count, lanes)])
         else:
             builder.store(encoded, address, align=size)
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, types.intp if part else count, computed(array)), codegen
+    return types.none(array, types.intp, _given(count), computed(array)), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -279,15 +300,15 @@ def like(typing: Any, vector: Any, number: Any) -> tuple[Any, Codegen]:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def keep(typing: Any, vector: Any, count: Any) -> tuple[Any, Codegen]:
-    """Return the vector with lanes from `count` on, if that is not None, replaced by zero."""
-    part = _is_part(count)
+    """Return the vector with lanes that `count`, if that is not None, does not stand for replaced by zero."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if not part:
+        if not _is_part(count):
             return arguments[0]
-        return builder.select(first_lanes(builder, arguments[1]), arguments[0], ir.Constant(vector.vector, None))
+        lanes = chosen_lanes(builder, count, arguments[1])
+        return builder.select(lanes, arguments[0], ir.Constant(vector.vector, None))
 
-    return vector(vector, types.intp if part else count), codegen
+    return vector(vector, _given(count)), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]

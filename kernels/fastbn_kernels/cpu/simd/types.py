@@ -47,6 +47,24 @@ class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, frontend_type, frontend_type.vector)
 
 
+class FlagsType(types.Type):  # type: ignore[misc]
+    """The Numba type of a choice of lanes: 16 bits, the lowest for the first lane."""
+
+    def __init__(self) -> None:
+        super().__init__(name="fastbn_flags")
+
+
+flags16 = FlagsType()
+
+
+@register_model(FlagsType)
+class FlagsModel(models.PrimitiveModel):  # type: ignore[misc]
+    """Held in a register, as an integer: what a processor without mask registers makes lanes of."""
+
+    def __init__(self, manager: Any, frontend_type: Any) -> None:
+        super().__init__(manager, frontend_type, I16)
+
+
 # The dtypes of arrays: LLVM's element, its bytes, and the lanes that it is computed in.
 STORED = {
     types.float32: (FLOAT, 4, lanes32),
@@ -101,6 +119,11 @@ def first_lanes(builder: Any, count: Any) -> Any:
     """Return the mask of the first `count` lanes."""
     numbers = ir.Constant(ir.VectorType(I32, LANES), list(range(LANES)))
     return builder.icmp_signed("<", numbers, broadcast(builder, builder.trunc(count, I32)))
+
+
+def chosen_lanes(builder: Any, count_type: Any, count: Any) -> Any:
+    """Return the mask of the lanes that a count stands for: the first so many, or those of flags."""
+    return builder.bitcast(count, MASK) if count_type is flags16 else first_lanes(builder, count)
 
 
 def declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:

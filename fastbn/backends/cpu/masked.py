@@ -1,0 +1,161 @@
+"""Launches of what a mask chooses: the functions of `launch`, with a mask behind x.
+
+Arrays of data come as for `launch`: (N, C, S), as `arithmetic.seen` made them. The mask is booleans (N, S), contiguous,
+for the positions of all channels; where it is False, nothing is read, and zeros are written. Statistics are those of
+the positions that count; without any, means and sums are 0 and variances NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastbn.backends.cpu import plan
+from fastbn.backends.cpu.launch import Array, as_bits
+from fastbn.moments import held_mean
+from fastbn_kernels.build import threads
+from fastbn_kernels.cpu import kernel
+from fastbn_kernels.cpu.simd.masks import WORD
+from fastbn_kernels.cpu.simd.tails import WithResidual
+from fastbn_kernels.cpu.tiles import tile_count
+from fastbn_kernels.saved import M2, MEAN, MEAN_LO, VAR
+
+# The dtype that a kernel without data is kept under.
+NO_DATA = np.dtype(np.float64)
+
+# The names of all kernels that are launched here: of an operation, channels first or last.
+OPERATIONS = "moments", "normalize", "sums", "gradient"
+KERNELS = (
+    "pack_mask", "masked_forward_channels_first", "masked_backward_channels_first",
+    *(f"masked_{operation}_{order}" for operation in OPERATIONS for order in ("channels_first", "channels_last")),
+)  # fmt: skip
+
+
+def count(mask: Array) -> int:
+    """Return how many positions count."""
+    return int(np.count_nonzero(mask))
+
+
+class Masked:
+    """One tensor and its mask, as kernels take both.
+
+    Parameters
+    ----------
+    x : array, (N, C, S)
+        What is normalised, for its shape and dtype too.
+    mask : array of bool, (N, S)
+        The positions that count.
+    """
+
+    def __init__(self, x: Array, mask: Array) -> None:
+        self.in_rows = x.shape[2] == 1
+        self.x = self.data(x)
+        several = threads.count() if x.size >= plan.PARALLEL_FROM else 1
+        self.parallel = several > 1
+        channels = x.shape[1]
+        self.whole_channels = not self.in_rows and channels >= plan.BUSY * -(-channels // several) * several
+        if self.in_rows:
+            rows = np.flatnonzero(mask)
+            self.count = rows.size
+            self.chosen: tuple[Array, ...] = ((rows * channels).astype(np.int64, copy=False),)
+        else:
+            N, S = mask.shape
+            words = np.empty((N, -(-S // WORD)), np.uint64)
+            tiles = np.empty((tile_count(N, S) + 1, 2), np.int64)
+            kernel("pack_mask").launch(NO_DATA, self.parallel, mask, words, tiles)
+            self.count = int(tiles[-1, 0])
+            self.chosen = words, tiles
+
+    def data(self, array: Array) -> Array:
+        """Return an array like x as kernels take it."""
+        array = as_bits(array)
+        return array[:, :, 0] if self.in_rows else array
+
+    def tail(self, tail: Any) -> Any:
+        """Return what is done after the normalization, with a residual as kernels take it."""
+        if not isinstance(tail, tuple):
+            return tail
+        pair = tail[0], self.data(tail[1])
+        return pair if tail[0] is None else WithResidual(pair)
+
+    def launch(self, operation: str, *arguments: Any) -> None:
+        """Run the kernel of an operation; arguments are those behind the mask, and before it dy if it is an array."""
+        order = "channels_last" if self.in_rows else "channels_first"
+        kernel(f"masked_{operation}_{order}").launch(self.x.dtype, self.parallel, *arguments)
+
+    def moments(self, saved: Array) -> None:
+        """Fill MEAN, MEAN_LO and M2."""
+        self.launch("moments", self.x, *self.chosen, saved)
+
+    def normalize(self, saved: Array, eps: float, y: Array, tail: Any) -> None:
+        """Normalise with MEAN, MEAN_LO and VAR; fill INVSTD."""
+        self.launch("normalize", self.x, *self.chosen, saved, eps, self.data(y), self.tail(tail))
+
+    def sums(self, dy: Array, saved: Array, tail: Any) -> Array:
+        """Return the sums of dy and of dy * xhat."""
+        found = np.empty((2, saved.shape[1]))
+        self.launch("sums", self.data(dy), self.x, *self.chosen, saved, found, tail)
+        return found
+
+    def gradient(
+        self, dy: Array, saved: Array, sums: Array, count: float, frozen: bool, dx: Array, tail: Any
+    ) -> None:  # fmt: skip
+        """Write dx from given sums."""
+        data = self.data(dy), self.x
+        self.launch("gradient", *data, *self.chosen, saved, sums, float(count), frozen, self.data(dx), tail)
+
+
+def moments(x: Array, mask: Array, saved: Array) -> None:
+    """Fill MEAN, MEAN_LO and M2."""
+    Masked(x, mask).moments(saved)
+
+
+def forward(x: Array, mask: Array, saved: Array, eps: float, y: Array, tail: Any = None) -> None:
+    """Normalise with the statistics of what counts; WEIGHT and BIAS are given, all other rows are filled.
+
+    Whole channels are summed and normalised from the cache of one thread; where there are too few of them, or rows,
+    x is read from memory twice.
+    """
+    own = Masked(x, mask)
+    if own.whole_channels:
+        given = own.x, *own.chosen, saved, eps, float(own.count), own.data(y), own.tail(tail)
+        own.launch("forward", *given)
+    else:
+        own.moments(saved)
+        with np.errstate(invalid="ignore"):
+            saved[VAR] = saved[M2] / float(own.count)
+        own.normalize(saved, eps, y, tail)
+
+
+def normalize(x: Array, mask: Array, saved: Array, eps: float, y: Array, tail: Any = None) -> None:
+    """Normalise with MEAN, MEAN_LO and VAR; fill INVSTD. For 16-bit x, fill MEAN_LO with what MEAN is rounded by."""
+    if x.itemsize == 2:
+        saved[MEAN], saved[MEAN_LO] = held_mean(saved[MEAN])
+    Masked(x, mask).normalize(saved, eps, y, tail)
+
+
+def sums(dy: Array, x: Array, mask: Array, saved: Array, tail: Any = None) -> Array:
+    """Return the sums of dy and of dy * xhat of every channel, (2, C), over what counts."""
+    return Masked(x, mask).sums(dy, saved, tail)
+
+
+def gradient(
+    dy: Array, x: Array, mask: Array, saved: Array, sums: Array, count: float, frozen: bool, dx: Array,
+    tail: Any = None,
+) -> None:  # fmt: skip
+    """Write dx from given sums, (2, C), over `count` values a channel."""
+    Masked(x, mask).gradient(dy, saved, sums, count, frozen, dx, tail)
+
+
+def backward(dy: Array, x: Array, mask: Array, saved: Array, frozen: bool, dx: Array, tail: Any = None) -> Array:
+    """Write dx; return the sums of dy and of dy * xhat of every channel, (2, C), over what counts."""
+    own = Masked(x, mask)
+    if not own.whole_channels:
+        found = own.sums(dy, saved, tail)
+        own.gradient(dy, saved, found, own.count, frozen, dx, tail)
+        return found
+    found = np.empty((2, saved.shape[1]))
+    data = own.data(dy), own.x, *own.chosen, saved
+    own.launch("backward", *data, float(own.count), frozen, own.data(dx), found, tail)
+    return found

@@ -1,0 +1,131 @@
+"""Inner loops over segments of which not all positions count; see `segments`, and `masks` for the bits.
+
+Of two words, 128 positions, all count, none does, or some do. Of all, eight vectors are summed as `segments` does; of
+none, nothing is read; of some, eight vectors are, through masks, whether one lane counts or most: a branch a vector
+would be guessed wrong every other time where positions are drawn at random. So a mask costs a comparison in 128
+positions where it is made of runs, as that of padded sequences is. What does not count is not loaded by any lane.
+
+The outer loops are `while` where they could be `if`, for the reason that `segments` has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastbn_kernels.build.decorators import Array, scalar
+from fastbn_kernels.cpu.element import (
+    another,
+    both_chains,
+    first_sums,
+    long_sums,
+    more_sums,
+    result,
+    second_chain,
+    short_sums,
+)
+from fastbn_kernels.cpu.loops.segments import AHEAD
+from fastbn_kernels.cpu.simd.masks import WORD, flags
+from fastbn_kernels.cpu.simd.ops import add, keep, prefetch, splat, store, total, widen
+from fastbn_kernels.cpu.simd.types import LANES
+
+ALL = np.uint64(2**64 - 1)
+NONE = np.uint64(0)
+EACH = WORD // LANES  # vectors of a word
+
+
+@scalar
+def masked_sums(
+    dy: Array | None, x: Array, words: Array, n0: int, w0: int, start: int, step: int, segments: int, length: int,
+    shift: tuple[float, ...], tail: Any,
+) -> tuple[float, float]:  # fmt: skip
+    """Return the two sums over what counts of segments of `length` values, `step` apart.
+
+    The bits of segment k are those of words[n0 + k] from word w0 on.
+    """
+    params = splat(x, shift)
+    t = widen(splat(x, 0.0))
+    p = t
+    for segment in range(segments):
+        n = n0 + segment
+        w = w0
+        i = start + segment * step
+        end = i + length
+        while i + WORD < end:
+            while i + 2 * WORD <= end and words[n, w] & words[n, w + 1] == ALL:
+                for j in range(8):
+                    prefetch(x, i + j * LANES + AHEAD)
+                    prefetch(dy, i + j * LANES + AHEAD)
+                first = first_sums(dy, x, i, None, params, tail)
+                for j in range(1, 4):
+                    first = more_sums(first, dy, x, i + j * LANES, None, params, tail)
+                second = second_chain(first, dy, x, i + 4 * LANES, None, params, tail)
+                for j in range(5, 8):
+                    second = more_sums(second, dy, x, i + j * LANES, None, params, tail)
+                eight = both_chains(x, first, second)
+                t, p = add(t, widen(eight[0])), add(p, widen(eight[1]))
+                i += 2 * WORD
+                w += 2
+            while i + WORD < end and words[n, w] | words[n, w + 1] == NONE:
+                i += 2 * WORD
+                w += 2
+            while i + WORD < end and words[n, w] & words[n, w + 1] != ALL and words[n, w] | words[n, w + 1] != NONE:
+                for j in range(8):
+                    prefetch(x, i + j * LANES + AHEAD)
+                    prefetch(dy, i + j * LANES + AHEAD)
+                word = words[n, w]
+                first = first_sums(dy, x, i, flags(word, 0), params, tail)
+                for j in range(1, EACH):
+                    first = more_sums(first, dy, x, i + j * LANES, flags(word, j), params, tail)
+                word = words[n, w + 1]
+                second = second_chain(first, dy, x, i + WORD, flags(word, 0), params, tail)
+                for j in range(1, EACH):
+                    second = more_sums(second, dy, x, i + WORD + j * LANES, flags(word, j), params, tail)
+                eight = both_chains(x, first, second)
+                t, p = add(t, widen(eight[0])), add(p, widen(eight[1]))
+                i += 2 * WORD
+                w += 2
+        while i < end:  # once at most
+            short = short_sums(x, (t, p))
+            for j in range((end - i + LANES - 1) // LANES):
+                short = another(short, dy, x, i + j * LANES, flags(words[n, w], j), params, tail)
+            t, p = long_sums(x, (t, p), short)
+            i += WORD
+    return total(t), total(p)
+
+
+@scalar
+def write_masked(
+    dy: Array | None, x: Array | None, words: Array, n: int, w: int, start: int, length: int,
+    numbers: tuple[float, ...], out: Array, tail: Any,
+) -> None:  # fmt: skip
+    """Write the result of what counts of a segment, and zeros; its bits are those of words[n] from word w on."""
+    params = splat(out, numbers)
+    zero = splat(out, 0.0)
+    i = start
+    end = start + length
+    while i + WORD <= end:
+        while i + WORD <= end and words[n, w] == ALL:
+            for j in range(EACH):
+                store(out, i + j * LANES, None, result(dy, x, i + j * LANES, None, params, tail))
+            i += WORD
+            w += 1
+        while i + WORD <= end and words[n, w] == NONE:
+            for j in range(EACH):
+                store(out, i + j * LANES, None, zero)
+            i += WORD
+            w += 1
+        while i + WORD <= end and words[n, w] != NONE and words[n, w] != ALL:
+            word = words[n, w]
+            for j in range(EACH):
+                chosen = flags(word, j)
+                store(out, i + j * LANES, None, keep(result(dy, x, i + j * LANES, chosen, params, tail), chosen))
+            i += WORD
+            w += 1
+    j = 0
+    while i < end:
+        chosen = flags(words[n, w], j)
+        store(out, i, min(LANES, end - i), keep(result(dy, x, i, chosen, params, tail), chosen))
+        i += LANES
+        j += 1
