@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "derivatives", "functional", "layer", "whitening"])
+@pytest.mark.parametrize("name", ["checkpoint", "derivatives", "functional", "layer", "prepare", "whitening"])
 def test_examples(name):
     failed, attempted = doctest.testmod(importlib.import_module(f"fastbn.{name}"))
     assert attempted > 0

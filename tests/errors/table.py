@@ -6,13 +6,13 @@ from unittest import mock
 import numpy as np
 
 import fastbn
-from errors import checkpoints, classes, functions, whitening
+from errors import checkpoints, classes, datasets, functions, whitening
 from errors.placed import at, put
 from fastbn.backends.cuda import availability
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "errors.md"
-TABLE = [*functions.TABLE, *classes.TABLE, *checkpoints.TABLE, *whitening.TABLE]
+TABLE = [*functions.TABLE, *classes.TABLE, *checkpoints.TABLE, *whitening.TABLE, *datasets.TABLE]
 CASES = [(function, *case) for function, _, _, cases in TABLE for case in cases]
 
 INTRODUCTION = """\

@@ -13,7 +13,7 @@ from errors.table import CASES, PAGE, ROOT, TABLE, refused
 
 # Files whose every error is in the table.
 COVERED = {
-    "arithmetic", "checkpoint", "checks/arrays", "checks/groups", "checks/scalars", "checks/state_dict", "dispatch",
+    "arithmetic", "checkpoint", "checks/arrays", "checks/datasets", "checks/scalars", "checks/state_dict", "dispatch",
     "layer", "moments", "warmup", "whitening", "backends/cuda/availability",
 }  # fmt: skip
 # Files that raise only with a GPU or what stands for one (tests/gpu), the command, FASTBN_POOL (test_blas_pool.py), and
