@@ -9,8 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from fastbn import layout, zca
-from fastbn.checks import aliasing, arrays, scalars, state_dict
-from fastbn.checks.groups import groups as checked_groups
+from fastbn.checks import aliasing, arrays, datasets, scalars, state_dict
 from fastbn.moments import Statistic
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -131,7 +130,7 @@ class DecorrelatedBatchNorm:
         dtype: Any = np.float32,
     ) -> None:
         self.num_features = scalars.features(num_features)
-        self.groups = checked_groups(groups, self.num_features)
+        self.groups = datasets.groups(groups, self.num_features)
         self.axis = scalars.integer("axis", axis)
         self.eps = scalars.eps(eps)
         self.momentum = None if momentum is None else scalars.momentum(momentum)

@@ -43,13 +43,13 @@ def _plain(name: str, value: object, what: str, half: bool = False) -> Array:
     return value if type(value) is np.ndarray else value.view(np.ndarray)
 
 
-def data(x: object) -> Array:
+def data(x: object, name: str = "x") -> Array:
     """Check the input of a forward pass."""
-    array = _plain("x", x, "a numpy.ndarray", half=True)
+    array = _plain(name, x, "a numpy.ndarray", half=True)
     if array.ndim < 2:
         raise ValueError(
-            f"x: expected at least 2 dimensions, of which one is the channel axis, got shape {array.shape}; "
-            "a single sample needs a batch axis, x[numpy.newaxis]"
+            f"{name}: expected at least 2 dimensions, of which one is the channel axis, got shape {array.shape}; "
+            f"a single sample needs a batch axis, {name}[numpy.newaxis]"
         )
     return array
 

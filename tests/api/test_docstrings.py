@@ -8,7 +8,7 @@ import pytest
 
 @pytest.mark.parametrize(
     "name",
-    ["checkpoint", "derivatives", "folding", "functional", "layer", "recalibration", "renorm", "whitening"],
+    ["checkpoint", "derivatives", "folding", "functional", "layer", "prepare", "recalibration", "renorm", "whitening"],
 )
 def test_examples(name):
     failed, attempted = doctest.testmod(importlib.import_module(f"fastbn.{name}"))

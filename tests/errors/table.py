@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 
 import fastbn
-from errors import checkpoints, classes, folds, functions, recalibrations, whitening
+from errors import checkpoints, classes, datasets, folds, functions, recalibrations, whitening
 from errors.placed import at, put
 from fastbn.backends.cuda import availability
 
@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "errors.md"
 TABLE = [
     *functions.TABLE, *classes.TABLE, *checkpoints.TABLE, *folds.TABLE, *recalibrations.TABLE, *whitening.TABLE,
+    *datasets.TABLE,
 ]  # fmt: skip
 CASES = [(function, *case) for function, _, _, cases in TABLE for case in cases]
 

@@ -13,7 +13,7 @@ from errors.table import CASES, PAGE, ROOT, TABLE, refused
 
 # Files whose every error is in the table.
 COVERED = {
-    "arithmetic", "checkpoint", "checks/arrays", "checks/beyond", "checks/groups", "checks/scalars",
+    "arithmetic", "axes", "checkpoint", "checks/arrays", "checks/beyond", "checks/datasets", "checks/scalars",
     "checks/state_dict", "dispatch", "folding", "layer", "moments", "recalibration", "renorm", "warmup", "whitening",
     "backends/cuda/availability",
 }  # fmt: skip

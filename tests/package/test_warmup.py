@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fastbn import warmup
-from fastbn.backends.cpu import masked, plan
+from fastbn.backends.cpu import ghosts, masked, plan
 from fastbn_kernels import cpu
 from fastbn_kernels.build.decorators import Kernel
 

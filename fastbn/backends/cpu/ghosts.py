@@ -20,6 +20,8 @@ from fastbn_kernels.saved import ROWS
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
+KERNELS = tuple(f"ghosts_{way}_channels_{order}" for way in ("forward", "backward") for order in ("first", "last"))
+
 
 class Parts(NamedTuple):
     """How x (N, C, S) or (R, C) is cut, and where the kernels of a part and of the last one are."""

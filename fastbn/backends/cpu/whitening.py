@@ -57,7 +57,7 @@ def combined(x: Array, axis: int, mean: Statistic, matrix: Statistic, bias: Stat
     source, target = (launch.as_bits(arithmetic.seen(array, arithmetic.EXACT)) for array in (source, target))
     d = matrix.shape[1]
     if x.size:
-        _launch("combine", x.size * d, source, mean, source, mean, matrix, bias, d, target)
+        _launch("combine", x.size * d, source, mean, source, mean, np.ascontiguousarray(matrix), bias, d, target)
     if buffer is not None:
         y[...] = buffer
 
@@ -90,7 +90,7 @@ def gradient(given: Pair, dy_mean: Statistic, mean: Statistic, matrix: Statistic
     fits = layout.of(dx, axis).fits(layout.of(given.template, axis))
     buffer = dx if fits else layout.empty(given.template)
     target = _seen(buffer, layout.of(buffer, axis))
-    bias = np.zeros(mean.shape[1])
-    _launch("combine", given.x.size * d, given.dy, dy_mean, given.x, mean, matrix, bias, d, target)
+    coefficients = np.ascontiguousarray(matrix), np.zeros(mean.shape[1])
+    _launch("combine", given.x.size * d, given.dy, dy_mean, given.x, mean, *coefficients, d, target)
     if not fits:
         dx[...] = buffer
