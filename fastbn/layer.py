@@ -218,7 +218,7 @@ class BatchNorm:
             self.num_batches_tracked += 1
             new = 1.0 / self.num_batches_tracked
             for running, value in ((self.running_mean, batch.mean), (self.running_var, batch.var(self.correction))):
-                running[...] = running * (1.0 - new) + value * new
+                running[...] = running * (1.0 - new) + value.reshape(running.shape) * new
 
     def backward(self, dy: Array, *, out: Array | None = None) -> Array:
         """Return the gradient by x of the last call, and set `dweight`, `dbias` and `dresidual`.

@@ -335,7 +335,7 @@ def test_statistics_stay_where_they_are():
     for moments in (None, fastbn.batch_moments(x)):
         given = {"running_mean": mean, "running_var": var, "moments": moments}
         y, _ = fastbn.batch_norm(x, **given, update_stats=False, correction=8)
-        np.testing.assert_array_equal(y, fastbn.batch_norm(x)[0])
+        close(y, fastbn.batch_norm(x)[0], F4)
     assert not mean.any()
     layer = fastbn.BatchNorm(3)
     layer(x)

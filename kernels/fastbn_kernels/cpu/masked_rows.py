@@ -33,6 +33,7 @@ from fastbn_kernels.cpu.moments import AGAIN, AGAIN_SINGLE, SAMPLE, merge_rows, 
 from fastbn_kernels.cpu.params import FORWARD_ROWS, GRADIENT_ROWS
 from fastbn_kernels.cpu.simd.channels import finite, held, put
 from fastbn_kernels.cpu.simd.ops import add, like, load, mul, single, value, widen
+from fastbn_kernels.cpu.simd.tails import FROZEN
 from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.sweeps import empty_params
 from fastbn_kernels.cpu.tiles import BLOCK, COLUMNS, FEW_BLOCKS, MOST_BLOCKS, TALL, merge_bounds, merge_tasks
@@ -193,7 +194,7 @@ def write_masked_block_gradient(
     elif tail is None:
         write_masked_block(dy, None, rows, task, params, dx, None)
     else:
-        write_masked_block(dy, x, rows, task, params, dx, (tail,))
+        write_masked_block(dy, x, rows, task, params, dx, (tail, FROZEN))
 
 
 @kernel
