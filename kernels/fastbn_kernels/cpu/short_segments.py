@@ -31,6 +31,7 @@ from fastbn_kernels.cpu.params import (
     xhat_sum,
 )
 from fastbn_kernels.cpu.simd.ops import fence, splat, store
+from fastbn_kernels.cpu.simd.tails import FROZEN
 from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.sweeps import empty_params
 from fastbn_kernels.cpu.tiles import group_bounds, tile_bounds, tile_count
@@ -155,4 +156,4 @@ def backward_short_segments(
         elif tail is None:
             write_group(dy, None, c0, width, params, dx, past_cache, None)
         else:
-            write_group(dy, x, c0, width, params, dx, past_cache, (tail,))
+            write_group(dy, x, c0, width, params, dx, past_cache, (tail, FROZEN))
