@@ -80,7 +80,7 @@ def BatchNorm(  # noqa: N802  # thinc's layers are functions named as classes
 
 
 def as_fastbn_has_them(options: dict[str, Any]) -> dict[str, Any]:
-    """Return options as `fastbn.BatchNorm` takes them: a saved model has lists for tuples, and two numbers for Renorm."""
+    """Return options as `fastbn.BatchNorm` takes them: saved models have lists, and numbers for Renorm."""
     activation, renorm = options["activation"], options["renorm"]
     if isinstance(activation, list):
         activation = tuple(activation)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import autograd.numpy as anp
 import numpy as np
-
-from fastbn.adapters.autograd.plain import anp, defjvp, defvjp, primitive
+from autograd.extend import defjvp, defvjp, primitive
 
 # Of the standard library, a number at a time: autograd's own needs SciPy, which fastbn does not.
 _erf = primitive(lambda z: np.vectorize(math.erf, otypes=[np.float64])(z).astype(z.dtype))

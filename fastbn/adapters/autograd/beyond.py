@@ -8,24 +8,16 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+import autograd.numpy as anp
 import numpy as np
+from autograd.builtins import tuple as traced_tuple
+from autograd.core import make_jvp, make_vjp
+from autograd.extend import defjvp_argnums, defvjp_argnums, primitive
 
 import fastbn
 from fastbn.adapters.autograd import plain
 from fastbn.adapters.autograd.activations import activated
-from fastbn.adapters.autograd.plain import (
-    Argnums,
-    Vjp,
-    anp,
-    at,
-    cast,
-    defjvp_argnums,
-    defvjp_argnums,
-    make_jvp,
-    make_vjp,
-    primitive,
-    traced_tuple,
-)
+from fastbn.adapters.autograd.plain import Argnums, Vjp, at, cast
 from fastbn_kernels.saved import D, R
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -57,6 +49,10 @@ class _Call:
     def pack(self, *inputs: Any) -> Any:
         """Return the inputs that there are as a tuple that autograd can trace."""
         return traced_tuple([inputs[i] for i in self.inputs])
+
+    def unpack(self, packed: Any) -> list[Any]:
+        """Return a value, or None, for each of NAMES."""
+        return [packed[self.inputs.index(i)] if i in self.inputs else None for i in range(len(NAMES))]
 
 
 def batch_norm(x: Any, weight: Any, bias: Any, residual: Any, options: dict[str, Any]) -> Any:
@@ -117,8 +113,8 @@ def _part(x: Any, weight: Any, bias: Any, ctx: fastbn.Context, options: dict[str
             return np.zeros(x.shape, x.dtype)
         moved = anp.transpose(x, order)
         rows, axis = anp.reshape(moved, (-1, ctx.channels))[np.flatnonzero(counted)], 1
-    parameters = (None, None) if ctx.renormalized else (weight, bias)
-    z = plain.batch_norm(rows, *parameters, options | {"axis": axis})
+    w, b = (None, None) if ctx.renormalized else (weight, bias)
+    z = plain.batch_norm(rows, w, b, options | {"axis": axis})
     if ctx.renormalized:
         column = tuple(-1 if i == axis else 1 for i in range(z.ndim))
         z = z * ctx.saved[R].astype(z.dtype).reshape(column) + ctx.saved[D].astype(z.dtype).reshape(column)
@@ -134,8 +130,8 @@ def _composed_backward(dy: Any, x: Any, weight: Any, bias: Any, residual: Any, c
     inputs = x, weight, bias, residual
 
     def function(packed: Any) -> Any:
-        given = [packed[call.inputs.index(i)] if i in call.inputs else None for i in range(len(NAMES))]
-        return composed(*given, call)
+        x, weight, bias, residual = call.unpack(packed)
+        return composed(x, weight, bias, residual, call)
 
     return make_vjp(function, call.pack(*inputs))[0](cast(dy, call.dtype))
 

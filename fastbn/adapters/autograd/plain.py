@@ -16,19 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import autograd.numpy as anp
 import numpy as np
+from autograd.builtins import tuple as traced_tuple
+from autograd.core import make_jvp, make_vjp
+from autograd.extend import defjvp, defjvp_argnums, defvjp, defvjp_argnums, primitive, vspace
 
 import fastbn
-
-try:
-    import autograd.numpy as anp
-    from autograd.builtins import tuple as traced_tuple
-    from autograd.core import make_jvp, make_vjp
-    from autograd.extend import defjvp, defjvp_argnums, defvjp, defvjp_argnums, primitive, vspace
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "fastbn.adapters.autograd needs autograd: pip install autograd", name=error.name
-    ) from error
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Argnums: TypeAlias = tuple[int, ...]
