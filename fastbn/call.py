@@ -16,9 +16,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from fastbn.checks import aliasing, arrays, place, scalars
-from fastbn.context import Context
+from fastbn.activations import Activation
+from fastbn.checks import aliasing, arrays, beyond, place, scalars
+from fastbn.context import Beyond, Context, GhostContext
 from fastbn.moments import BackwardSums, Moments
+from fastbn.renorm import Renorm
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Look: TypeAlias = Callable[[str, Any], Any]
@@ -42,6 +44,7 @@ class Given(NamedTuple):
     running_mean: Any
     running_var: Any
     out: Any
+    residual: Any = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,9 +67,21 @@ class ForwardCall:
     precision : {"fast", "exact"}
         In which arithmetic float32 x is computed.
     out : array or None
-        Where y goes: x itself, or memory apart from everything else.
+        Where y goes: x or the residual itself, or memory apart from everything else.
     given : Given
         The same arrays as they were passed.
+    activation : Activation or None
+        What is done after the normalization.
+    residual : array like x, or None
+        What is added before that.
+    mask : array of bool, or None
+        The shape of x with one channel: the positions that count.
+    ghost_batch_size : int or None
+        How many samples have statistics together, if that is less than all of them.
+    renorm : Renorm or None
+        By how much batch statistics are corrected towards the running ones.
+    update_stats : bool
+        Whether running statistics may be moved.
     """
 
     x: Array
@@ -82,12 +97,19 @@ class ForwardCall:
     precision: str
     out: Array | None
     given: Given
+    activation: Activation | None = None
+    residual: Array | None = None
+    mask: Array | None = None
+    ghost_batch_size: int | None = None
+    renorm: Renorm | None = None
+    update_stats: bool = True
 
     @classmethod
     def check(
         cls, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: Any, momentum: Any,
-        correction: Any, eps: Any, axis: Any, moments: Any, precision: Any, out: Any, *, look: Look = as_it_is,
-        in_place: bool = True,
+        correction: Any, eps: Any, axis: Any, moments: Any, precision: Any, out: Any, activation: Any = None,
+        residual: Any = None, mask: Any = None, ghost_batch_size: Any = None, renorm: Any = None,
+        update_stats: Any = True, *, look: Look = as_it_is, in_place: bool = True,
     ) -> ForwardCall:  # fmt: skip
         """Check the arguments of `batch_norm`; raise before anything is written.
 
@@ -95,17 +117,18 @@ class ForwardCall:
         ----------
         x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, moments, precision, out
             As the caller passed them.
+        activation, residual, mask, ghost_batch_size, renorm, update_stats
+            As the caller passed them.
         look : callable
             Returns what NumPy sees of an argument, given its name and itself.
         in_place : bool
             Whether running statistics are moved where they are. A host whose arrays cannot be written returns new ones.
         """
-        given = Given(x, weight, bias, running_mean, running_var, out)
+        given = Given(x, weight, bias, running_mean, running_var, out, residual)
         data = arrays.data(look("x", x))
         axis = arrays.axis(axis, data)
         training = scalars.flag("training", training)
         channels = data.shape[axis]
-        count = _values_per_channel(data, axis)
         weight = arrays.parameter("weight", look("weight", weight), channels)
         bias = arrays.parameter("bias", look("bias", bias), channels)
         running = arrays.statistics(
@@ -114,26 +137,42 @@ class ForwardCall:
         eps = scalars.eps(eps)
         correction = scalars.correction(correction)
         precision = scalars.precision(precision)
+        activation = scalars.activation(activation)
+        update_stats = scalars.flag("update_stats", update_stats)
+        if residual is not None:
+            place.beside("residual", residual, x)
+            residual = arrays.gradient(look("residual", residual), data, "residual")
+        count = _values_per_channel(data, axis)
+        if mask is not None:
+            mask = beyond.mask(mask, data, axis, training)
+            count = int(np.count_nonzero(mask))
         if moments is not None:
             moments = arrays.moments(moments, channels, training)
         elif training:
             arrays.batch(count, data)
+        ghosts = beyond.ghosts(scalars.ghost_batch_size(ghost_batch_size), data, axis, training, moments, mask)
+        renorm = beyond.renorm(renorm, running, training)
         statistics = {} if moments is None else {"moments.mean": moments.mean, "moments.m2": moments.m2}
-        if running is not None and training:
+        if running is not None and training and update_stats:
             momentum = scalars.momentum(momentum)
-            arrays.degrees_of_freedom(count if moments is None else moments.count, correction)
+            for values in [count if moments is None else moments.count] if ghosts is None else ghosts.counts(mask):
+                arrays.degrees_of_freedom(values, correction)
             if in_place:
-                arrays.updated(running, {"x": data, "weight": weight, "bias": bias} | statistics)
+                others = {"x": data, "weight": weight, "bias": bias, "residual": residual}
+                arrays.updated(running, others | statistics)
         if out is not None:
             others = {"weight": weight, "bias": bias, "running_mean": None, "running_var": None}
             if running is not None:
                 others["running_mean"], others["running_var"] = running
-            seen = arrays.output(look("out", out), data, {"x": data}, others | statistics)
+            aliases = {"x": data} if residual is None else {"x": data, "residual": residual}
+            seen = arrays.output(look("out", out), data, aliases, others | statistics)
             place.beside("out", out, x)
         else:
             seen = None
-        numbers = momentum, correction, eps
-        return cls(data, axis, weight, bias, running, training, *numbers, moments, precision, seen, given)
+        return cls(
+            data, axis, weight, bias, running, training, momentum, correction, eps, moments, precision, seen, given,
+            activation, residual, mask, None if ghosts is None else ghosts.size, renorm, update_stats,
+        )  # fmt: skip
 
     @property
     def channels(self) -> int:
@@ -142,8 +181,14 @@ class ForwardCall:
 
     @property
     def count(self) -> int:
-        """Return how many values a channel there are in x."""
-        return _values_per_channel(self.x, self.axis)
+        """Return how many values a channel count in x."""
+        return _values_per_channel(self.x, self.axis) if self.mask is None else int(np.count_nonzero(self.mask))
+
+    @property
+    def beyond(self) -> Beyond | None:
+        """Return what a context has to know beyond plain batch normalization, if there is anything."""
+        given = self.activation, self.given.residual, self.mask, self.ghost_batch_size, self.renorm
+        return None if all(value is None for value in given) else Beyond(*given)
 
     @property
     def frozen(self) -> bool:
@@ -153,7 +198,13 @@ class ForwardCall:
     @property
     def updates(self) -> bool:
         """Whether running statistics are moved."""
-        return self.training and self.running is not None
+        return self.training and self.running is not None and self.update_stats
+
+    @property
+    def over_residual(self) -> bool:
+        """Whether y is written where the residual is."""
+        both = self.out is not None and self.residual is not None and self.x.size > 0
+        return both and aliasing.same(self.residual, self.out)  # type: ignore[arg-type]
 
     @property
     def over_x(self) -> bool:
@@ -168,22 +219,24 @@ class ForwardCall:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MomentsCall:
-    """Statistics of a batch that can be taken: x as NumPy sees it and as it was passed, its channel axis."""
+    """Statistics of a batch that can be taken: x as NumPy sees it and as it was passed, its channel axis, a mask."""
 
     x: Array
     axis: int
     given: Any
+    mask: Array | None = None
 
     @classmethod
-    def check(cls, x: Any, axis: Any, *, look: Look = as_it_is) -> MomentsCall:
+    def check(cls, x: Any, axis: Any, mask: Any = None, *, look: Look = as_it_is) -> MomentsCall:
         """Check the arguments of `batch_moments`."""
         data = arrays.data(look("x", x))
-        return cls(data, arrays.axis(axis, data), x)
+        axis = arrays.axis(axis, data)
+        return cls(data, axis, x, None if mask is None else beyond.mask(mask, data, axis, False))
 
     @property
     def count(self) -> int:
-        """Return how many values a channel there are in x."""
-        return _values_per_channel(self.x, self.axis)
+        """Return how many values a channel count in x."""
+        return _values_per_channel(self.x, self.axis) if self.mask is None else int(np.count_nonzero(self.mask))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,6 +255,8 @@ class BackwardCall:
         Where dx goes: dy or x itself, or memory apart from both.
     given_dy, given_out : object
         The same arrays as they were passed.
+    residual : array or None
+        What was added before an activation; without one it is not needed.
     """
 
     ctx: Context
@@ -211,6 +266,7 @@ class BackwardCall:
     out: Array | None
     given_dy: Any
     given_out: Any
+    residual: Array | None = None
 
     @classmethod
     def check(
@@ -219,6 +275,11 @@ class BackwardCall:
         """Check the arguments of `batch_norm_backward`; with `partial` those of `backward_sums`."""
         given = arrays.context(ctx)
         x = look("x", given)
+        if ctx.x is None:
+            beyond.recoverable(ctx, x.dtype)
+        residual = look("residual", beyond.residual(ctx))
+        if isinstance(ctx, GhostContext):
+            beyond.whole(sums, partial)
         gradient = arrays.gradient(look("dy", dy), x)
         place.beside("dy", dy, given)
         if sums is not None:
@@ -228,9 +289,16 @@ class BackwardCall:
         seen = None
         if out is not None:
             others = {} if sums is None else {"sums.sum_dy": sums.sum_dy, "sums.sum_dy_xhat": sums.sum_dy_xhat}
+            if residual is not None:
+                others["the residual"] = residual
             seen = arrays.output(look("out", out), x, {"dy": gradient, "x": x}, others)
             place.beside("out", out, given)
-        return cls(ctx, x, gradient, sums, seen, dy, out)
+        return cls(ctx, x, gradient, sums, seen, dy, out, residual)
+
+    @property
+    def activation(self) -> Activation | None:
+        """Return what was done after the normalization."""
+        return None if self.ctx.beyond is None else self.ctx.beyond.activation
 
     @property
     def precision(self) -> str:

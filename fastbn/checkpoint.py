@@ -14,9 +14,11 @@ import numpy as np
 
 from fastbn.checks import scalars
 from fastbn.layer import BatchNorm
+from fastbn.whitening import DecorrelatedBatchNorm
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-Layers: TypeAlias = BatchNorm | Mapping[str, BatchNorm]
+Layer: TypeAlias = BatchNorm | DecorrelatedBatchNorm
+Layers: TypeAlias = Layer | Mapping[str, Layer]
 PathLike: TypeAlias = str | os.PathLike[str]
 
 SUFFIXES = (".npz", ".safetensors")
@@ -32,8 +34,8 @@ def save(path: PathLike, layers: Layers) -> None:
     ----------
     path : str or path
         Ending in ``.npz`` (NumPy's) or ``.safetensors`` (needs the package safetensors).
-    layers : BatchNorm, or mapping from str to BatchNorm
-        Of one layer the keys are those of `BatchNorm.state_dict`; of several they are ``name.weight`` and so on, as in
+    layers : BatchNorm or DecorrelatedBatchNorm, or mapping from str to either
+        Of one layer the keys are those of its `state_dict`; of several they are ``name.weight`` and so on, as in
         the state dict of a PyTorch module.
 
     Raises
@@ -77,7 +79,7 @@ def load(path: PathLike, layers: Layers, *, strict: bool = True) -> None:
     ----------
     path : str or path
         Ending in ``.npz`` or ``.safetensors``, from `save` or from elsewhere, a PyTorch net, say.
-    layers : BatchNorm, or mapping from str to BatchNorm
+    layers : BatchNorm or DecorrelatedBatchNorm, or mapping from str to either
         As for `save`. Their arrays keep their identity and dtype and get new values.
     strict : bool, default True
         Whether keys in the file that belong to none of the layers are an error, as they are in `load_state_dict`;
@@ -121,18 +123,18 @@ def _checked(path: object) -> Path:
     return checked
 
 
-def _prefixed(layers: object) -> list[tuple[str, BatchNorm]]:
+def _prefixed(layers: object) -> list[tuple[str, Layer]]:
     """Return every layer with what its keys begin with."""
-    if isinstance(layers, BatchNorm):
+    if isinstance(layers, Layer):
         return [("", layers)]
-    expected = "a fastbn.BatchNorm or a mapping from names to them"
+    expected = "a fastbn.BatchNorm or DecorrelatedBatchNorm, or a mapping from names to them"
     if not isinstance(layers, Mapping):
         raise scalars.unfit("layers", layers, expected)
     for name, layer in layers.items():
         if not isinstance(name, str):
             raise scalars.unfit("layers", name, f"{expected}, with a str for every name")
-        if not isinstance(layer, BatchNorm):
-            raise scalars.unfit(f"layers[{name!r}]", layer, "a fastbn.BatchNorm")
+        if not isinstance(layer, Layer):
+            raise scalars.unfit(f"layers[{name!r}]", layer, "a fastbn.BatchNorm or DecorrelatedBatchNorm")
     return [(f"{name}.", layer) for name, layer in layers.items()]
 
 

@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastbn import arithmetic
+from fastbn.activations import Activation
 from fastbn.moments import Moments, Statistic
-from fastbn_kernels.saved import INVSTD, M2, MEAN, MEAN_LO, WEIGHT
+from fastbn.renorm import Renorm
+from fastbn_kernels.saved import BIAS, INVSTD, M2, MEAN, MEAN_LO, WEIGHT
+
+# A residual that is no longer there.
+OVERWRITTEN = "overwritten"
+
+
+class Beyond(NamedTuple):
+    """What a forward pass did beyond plain batch normalization.
+
+    Attributes
+    ----------
+    activation : Activation or None
+        What was done after the normalization.
+    residual : array or None
+        What was added before that, as the caller holds it.
+    mask : array of bool or None
+        Which positions counted, in the shape of x with one channel.
+    ghost_batch_size : int or None
+        How many samples had statistics together.
+    renorm : Renorm or None
+        Whether statistics were corrected towards the running ones.
+    """
+
+    activation: Activation | None = None
+    residual: Any = None
+    mask: NDArray[np.bool_] | None = None
+    ghost_batch_size: int | None = None
+    renorm: Renorm | None = None
 
 
 class Context:
@@ -45,17 +75,21 @@ class Context:
         Whether x was normalised with running statistics, through which no gradient flows.
     precision : {"fast", "exact"}
         In which arithmetic to go back, which matters if x is float32.
+    beyond : Beyond or None
+        What was done beyond plain batch normalization. With ghost batches there are as many of each statistic, (G, C),
+        and `saved` is (G, 7, C).
     """
 
     device = "cpu"  # the backend that goes back through it
 
     __slots__ = (
-        "_given", "axis", "bias_dtype", "count", "description", "frozen", "precision", "saved", "weight_dtype", "x",
+        "_given", "axis", "beyond", "bias_dtype", "count", "description", "frozen", "precision", "saved",
+        "weight_dtype", "x", "y",
     )  # fmt: skip
 
     def __init__(
         self,
-        x: NDArray[Any],
+        x: NDArray[Any] | None,
         axis: int,
         count: int,
         saved: NDArray[np.float64],
@@ -64,6 +98,7 @@ class Context:
         frozen: bool = False,
         given: Moments | None = None,
         precision: str | None = None,
+        beyond: Beyond | None = None,
     ) -> None:
         self.x: NDArray[Any] | None = x
         self.axis = axis
@@ -73,6 +108,8 @@ class Context:
         self.bias_dtype = bias_dtype
         self.frozen = frozen
         self.precision = precision or arithmetic.own()
+        self.beyond = beyond
+        self.y: NDArray[Any] | None = None  # what x was overwritten with, if x can be told from it
         self._given = given
         self.description = ""
 
@@ -82,9 +119,14 @@ class Context:
         return self.statistics_count == self.count
 
     @property
+    def given(self) -> bool:
+        """Whether the statistics were given: running ones, or moments."""
+        return self.frozen or self._given is not None
+
+    @property
     def channels(self) -> int:
         """Return C."""
-        return int(self.saved.shape[1])
+        return int(self.saved.shape[-1])
 
     @property
     def statistics_count(self) -> int:
@@ -93,38 +135,79 @@ class Context:
 
     @property
     def like(self) -> Any:
-        """Return what dy has to be like: x as the caller holds it; None after it was overwritten."""
-        return self.x
+        """Return what dy has to be like: x as the caller holds it, or what it was overwritten with; else None."""
+        return self.y if self.x is None else self.x
 
-    def forget_x(self) -> None:
-        """Drop x, which was overwritten."""
+    @property
+    def mask(self) -> NDArray[np.bool_] | None:
+        """Return which positions counted, in the shape of x with one channel; None if all did."""
+        return None if self.beyond is None else self.beyond.mask
+
+    @property
+    def batches(self) -> int:
+        """Return how many batches had statistics of their own."""
+        return 1
+
+    def parts(self) -> Iterator[Context]:
+        """Return a context of every batch with statistics of its own: this one."""
+        yield self
+
+    @property
+    def renormalized(self) -> bool:
+        """Whether statistics were corrected towards the running ones."""
+        return self.beyond is not None and self.beyond.renorm is not None
+
+    @property
+    def invertible(self) -> bool:
+        """Whether xhat can be told from y: nothing was added to it, and the activation loses nothing."""
+        beyond = self.beyond
+        return beyond is None or (
+            (beyond.activation is None or beyond.activation.invertible) and beyond.residual is None
+        )
+
+    def overwritten(self, y: NDArray[Any], over_x: bool, over_residual: bool) -> None:
+        """Take note of what y was written over."""
+        if over_x:
+            self.forget_x(y)
+        if over_residual and self.beyond is not None and self.beyond.activation is not None:
+            self.beyond = self.beyond._replace(residual=OVERWRITTEN)
+
+    def forget_x(self, y: NDArray[Any] | None = None) -> None:
+        """Drop x, which was overwritten, perhaps with y."""
         if self.x is not None:
             self.description = f"{self.x.shape}, {self.x.dtype}"
             self.x = None
+        self.y = y if self.invertible else None
 
     @property
     def mean(self) -> Statistic:
         """Return the mean as the arithmetic on x holds it."""
-        mean: Statistic = self.saved[MEAN]
+        mean: Statistic = self.saved[..., MEAN, :]
         return mean
 
     @property
     def mean_lo(self) -> Statistic:
         """Return what that rounds off the mean."""
-        mean_lo: Statistic = self.saved[MEAN_LO]
+        mean_lo: Statistic = self.saved[..., MEAN_LO, :]
         return mean_lo
 
     @property
     def invstd(self) -> Statistic:
         """Return 1 / sqrt(var + eps)."""
-        invstd: Statistic = self.saved[INVSTD]
+        invstd: Statistic = self.saved[..., INVSTD, :]
         return invstd
 
     @property
     def weight(self) -> Statistic:
-        """Return a copy of the weight."""
-        weight: Statistic = self.saved[WEIGHT]
+        """Return a copy of the weight; with `Renorm`, times its correction."""
+        weight: Statistic = self.saved[..., WEIGHT, :]
         return weight
+
+    @property
+    def bias(self) -> Statistic:
+        """Return a copy of the bias; with `Renorm`, with its correction."""
+        bias: Statistic = self.saved[..., BIAS, :]
+        return bias
 
     @property
     def moments(self) -> Moments | None:
@@ -139,6 +222,63 @@ class Context:
         return f"Context(x of shape {x}, axis={self.axis}, {kind} statistics)"
 
 
+class GhostContext(Context):
+    """A `Context` of ghost batches: of every statistic there are as many, (G, C), and `saved` is (G, 7, C).
+
+    Attributes
+    ----------
+    batch_axis : int
+        The axis of x that samples lie along.
+    counts : tuple of int
+        Values a channel of each ghost batch.
+    """
+
+    __slots__ = ("batch_axis", "counts")
+
+    batch_axis: int
+    counts: tuple[int, ...]
+
+    @property
+    def batches(self) -> int:
+        """Return how many ghost batches there are."""
+        return len(self.counts)
+
+    @property
+    def moments(self) -> Moments:
+        """Return the statistics of the whole batch: those of the ghost batches, merged."""
+        first, *others = (part.moments for part in self.parts())
+        assert first is not None
+        return first.merge(*(other for other in others if other is not None))
+
+    def cut(self, g: int) -> tuple[slice, ...]:
+        """Return where ghost batch g lies in x."""
+        assert self.beyond is not None
+        size = self.beyond.ghost_batch_size
+        assert size is not None
+        return *[slice(None)] * self.batch_axis, slice(g * size, (g + 1) * size)
+
+    def parts(self) -> Iterator[Context]:
+        """Make the context of every ghost batch."""
+        assert self.beyond is not None
+        for g, count in enumerate(self.counts):
+            cut = self.cut(g)
+            residual, mask = self.beyond.residual, self.beyond.mask
+            if residual is not None and not isinstance(residual, str):
+                residual = residual[cut]
+            beyond = self.beyond._replace(
+                residual=residual, mask=None if mask is None else mask[cut], ghost_batch_size=None
+            )
+            own = None if all(value is None for value in beyond) else beyond
+            like, kept = self.like, self.x is not None
+            part = Context(
+                None if like is None else like[cut], self.axis, count, self.saved[g], self.weight_dtype,
+                self.bias_dtype, False, None, self.precision, own,
+            )  # fmt: skip
+            if not kept and like is not None:
+                part.forget_x(like[cut])
+            yield part
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Gradients:
     """The gradients of a loss, given its gradient dy.
@@ -148,8 +288,35 @@ class Gradients:
     dx : array, shape and dtype of x
     dweight : array of the weight's dtype, shape (C,), or None if there was no weight
     dbias : array of the bias's dtype, shape (C,), or None if there was no bias
+    dresidual : array, shape and dtype of x, or None if there was no residual
+        Without an activation it is dy itself, unless dx was written there.
     """
 
     dx: NDArray[Any]
     dweight: NDArray[Any] | None
     dbias: NDArray[Any] | None
+    dresidual: NDArray[Any] | None = None
+    _sums: tuple[NDArray[Any], NDArray[Any]] | None = field(default=None, repr=False)  # of dy and of dy * xhat
+    _ctx: Context | None = field(default=None, repr=False)
+
+    @property
+    def dmean(self) -> Statistic | None:
+        """Return the gradient by the mean, float64, where statistics were given: ``-weight * invstd * sum(dy)``.
+
+        Running statistics (``training=False``) and `moments` are given; a batch's own are not, and have None. It is
+        that of mean and variance as arguments of their own: of `moments` that x is a part of, dx has it already.
+        """
+        if self._ctx is None or self._sums is None or not self._ctx.given:
+            return None
+        with np.errstate(all="ignore"):
+            found: Statistic = -self._ctx.weight * self._ctx.invstd * self._sums[0]
+        return found
+
+    @property
+    def dvar(self) -> Statistic | None:
+        """Return the gradient by the variance likewise: ``-weight * invstd**2 * sum(dy * xhat) / 2``."""
+        if self._ctx is None or self._sums is None or not self._ctx.given:
+            return None
+        with np.errstate(all="ignore"):
+            found: Statistic = -self._ctx.weight * self._ctx.invstd**2 * self._sums[1] / 2
+        return found

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import dispatch
+from fastbn import axes, dispatch
 from fastbn.call import DoubleBackwardCall, JvpCall
 from fastbn.context import Context
 
@@ -77,6 +77,7 @@ def batch_norm_double_backward(
     >>> bool(np.isclose((ddy * dy).sum(), 2 * (dx**2).sum()))  # which is homogeneous of degree 2 in dy
     True
     """
+    axes.single(ctx)
     backend = dispatch.for_derivatives(ctx)
     gradients: tuple[Array, Array, Array | None] = backend.double_backward(
         DoubleBackwardCall.check(ddx, ddweight, ddbias, dy, ctx)
@@ -124,6 +125,7 @@ def batch_norm_jvp(tx: Array | None, tweight: Array | None, tbias: Array | None,
     >>> bool(np.abs(fastbn.batch_norm_jvp(np.ones_like(x), None, None, ctx)).max() < 1e-12)  # a shift changes nothing
     True
     """
+    axes.single(ctx)
     backend = dispatch.for_derivatives(ctx)
     ty: Array = backend.jvp(JvpCall.check(tx, tweight, tbias, ctx))
     return ty

@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import dispatch
+from fastbn import axes, dispatch
 from fastbn.call import BackwardCall, ForwardCall, MomentsCall
 from fastbn.context import Context, Gradients
 from fastbn.moments import BackwardSums, Moments
+from fastbn.renorm import Renorm
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -28,8 +29,14 @@ def batch_norm(
     momentum: float = 0.1,
     correction: float = 1,
     eps: float = 1e-5,
-    axis: int = 1,
+    axis: int | tuple[int, ...] = 1,
+    activation: str | tuple[str, float] | None = None,
+    residual: Array | None = None,
+    mask: Array | None = None,
+    ghost_batch_size: int | None = None,
+    renorm: Renorm | None = None,
     moments: Moments | None = None,
+    update_stats: bool = True,
     precision: str | None = None,
     out: Array | None = None,
     device: str | None = None,
@@ -57,17 +64,37 @@ def batch_norm(
         The batch variance that enters `running_var` is divided by ``count - correction``.
     eps : float, default 1e-5
         Added to the variance; > 0.
-    axis : int, default 1
-        The channel axis.
+    axis : int or tuple of int, default 1
+        The channel axis, or several: one statistic for every index along them, and parameters in the shape of these
+        axes of x, as Flax and Chainer have it. ``axis=(1, 2, 3)`` of (N, C, H, W) is every activation by itself.
+    activation : str, optional
+        What is done after that, without another pass over memory: "relu", "relu6", "leaky_relu" (a slope of 0.01, or
+        ``("leaky_relu", slope)``), "tanh", "sigmoid", "silu" or "gelu" (with the error function).
+    residual : array, shape and dtype of x, optional
+        Added before the activation: ``y = activation(batch_norm(x) + residual)``. With an activation, leave it
+        unchanged until the backward pass.
+    mask : array of bool, optional
+        Which positions count, broadcast to the shape of x without its channel axis: (N, T) for padded sequences
+        (N, C, T). Where it is False nothing is read, y is 0 and so will dx be.
+    ghost_batch_size : int, optional
+        Normalise so many samples at a time, each with their own statistics; the last ones may be fewer. Samples lie
+        along the first axis that is not `axis`. Running statistics move once for each, in order. With `training` only.
+    renorm : Renorm, optional
+        Batch renormalization: correct the batch's statistics towards the running ones. With `training` only.
     moments : Moments, optional
         Statistics to use instead of the batch's own: those of all ranks merged, say. With `training` only.
+    update_stats : bool, default True
+        Whether `training` moves the running statistics. Not twice, where activation checkpointing computes the forward
+        pass again.
     precision : "fast" or "exact", optional
         In which arithmetic float32 x is computed, which is all that it matters for: "fast" is float32, with sums of
         more than 8 values in float64; "exact" is float64, rounded once, and slower. By default "fast", unless the
         environment variable ``FASTBN_PRECISION``, read once a process, says "exact". The backward pass does as the
         forward pass did.
     out : array, optional
-        Where y goes: the shape and dtype of x, memory apart from it, or x itself.
+        Where y goes: the shape and dtype of x, memory apart from it, or x itself, or the residual. The backward pass of
+        ``out=x`` gets xhat back from y, if there is no residual and the activation is None or leaky_relu, and refuses
+        weights that are too near zero for that (see `batch_norm_backward`).
     device : "cpu" or "cuda", optional
         Where to compute. By default an array on a GPU is computed there, and a NumPy array on the CPU unless
         ``FASTBN_DEVICE`` says otherwise; see `explain`.
@@ -100,16 +127,26 @@ def batch_norm(
     >>> bool(np.allclose(y.mean((0, 2, 3)), 0, atol=1e-6)), bool(np.allclose(y.std((0, 2, 3)), 1, atol=1e-4))
     (True, True)
     """
+    if type(axis) is tuple:
+        given = {
+            "running_mean": running_mean, "running_var": running_var, "training": training, "momentum": momentum,
+            "correction": correction, "eps": eps, "activation": activation, "mask": mask,
+            "ghost_batch_size": ghost_batch_size, "renorm": renorm, "moments": moments, "update_stats": update_stats,
+            "precision": precision, "device": device,
+        }  # fmt: skip
+        arrays = {"weight": weight, "bias": bias, "residual": residual, "out": out}
+        return axes.batch_norm(batch_norm, x, axis, given | arrays)
     backend = dispatch.of(x, device)
-    if moments is None:
+    if moments is None and mask is None and ghost_batch_size is None and renorm is None and update_stats is True:
         done = backend.quick_forward(
-            x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, precision, out
-        )
+            x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, precision, out,
+            activation, residual,
+        )  # fmt: skip
         if done is not None:
             return done
     call = ForwardCall.check(
         x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, moments, precision, out,
-        look=backend.look,
+        activation, residual, mask, ghost_batch_size, renorm, update_stats, look=backend.look,
     )  # fmt: skip
     return backend.forward(call)
 
@@ -122,7 +159,10 @@ def batch_norm_inference(
     bias: Array | None = None,
     *,
     eps: float = 1e-5,
-    axis: int = 1,
+    axis: int | tuple[int, ...] = 1,
+    activation: str | tuple[str, float] | None = None,
+    residual: Array | None = None,
+    mask: Array | None = None,
     precision: str | None = None,
     out: Array | None = None,
     device: str | None = None,
@@ -136,7 +176,7 @@ def batch_norm_inference(
     running_mean, running_var : array of float32 or float64, shape (C,)
         The statistics of every channel: running ones, or a population's, such as `Moments.mean` and
         ``Moments.var(1)``, whose float64 digits are all used.
-    weight, bias, eps, axis, precision, out, device
+    weight, bias, eps, axis, activation, residual, mask, precision, out, device
         As for `batch_norm`.
 
     Returns
@@ -157,20 +197,23 @@ def batch_norm_inference(
     array([[0.5, 0.5, 0.5],
            [0.5, 0.5, 0.5]], dtype=float32)
     """
-    done = dispatch.of(x, device).quick_forward(
-        x, weight, bias, running_mean, running_var, False, 0.0, 0, eps, axis, precision, out
-    )
-    if done is not None:
-        y: Array = done[0]
-        return y
+    if mask is None and type(axis) is not tuple:
+        done = dispatch.of(x, device).quick_forward(
+            x, weight, bias, running_mean, running_var, False, 0.0, 0, eps, axis, precision, out, activation, residual
+        )
+        if done is not None:
+            y: Array = done[0]
+            return y
     return batch_norm(
         x, weight, bias,
-        running_mean=running_mean, running_var=running_var, training=False, eps=eps, axis=axis, precision=precision,
-        out=out, device=device,
+        running_mean=running_mean, running_var=running_var, training=False, eps=eps, axis=axis, activation=activation,
+        residual=residual, mask=mask, precision=precision, out=out, device=device,
     )[0]  # fmt: skip
 
 
-def batch_moments(x: Array, *, axis: int = 1, device: str | None = None) -> Moments:
+def batch_moments(
+    x: Array, *, axis: int | tuple[int, ...] = 1, mask: Array | None = None, device: str | None = None
+) -> Moments:
     """Return count, mean and sum of squared deviations of every channel.
 
     Computed in float64 from float32 and float64 x, whatever the precision of `batch_norm`; from 16-bit x in float32,
@@ -180,8 +223,10 @@ def batch_moments(x: Array, *, axis: int = 1, device: str | None = None) -> Mome
     ----------
     x : array of float32, float64, float16 or bfloat16 (ml_dtypes), at least two axes
         Any shape and strides; an empty batch has count 0.
-    axis : int, default 1
-        The channel axis.
+    axis : int or tuple of int, default 1
+        The channel axis, or several, whose moments are in one row.
+    mask : array of bool, optional
+        Which positions count, as for `batch_norm`.
     device : "cpu" or "cuda", optional
         As for `batch_norm`.
 
@@ -202,8 +247,10 @@ def batch_moments(x: Array, *, axis: int = 1, device: str | None = None) -> Mome
     >>> m.count, m.mean, m.var()
     (2, array([ 2., 10.]), array([1., 0.]))
     """
+    if type(axis) is tuple:
+        x, axis = axes.checked(x, axis).merged(x), -1
     backend = dispatch.of(x, device)
-    return backend.moments(MomentsCall.check(x, axis, look=backend.look))
+    return backend.moments(MomentsCall.check(x, axis, mask, look=backend.look))
 
 
 def backward_sums(dy: Array, ctx: Context) -> BackwardSums:
@@ -227,6 +274,8 @@ def backward_sums(dy: Array, ctx: Context) -> BackwardSums:
     TypeError, ValueError
         For anything that does not fit.
     """
+    if type(ctx) is axes.AxesContext:
+        dy, ctx = ctx.axes.like("dy", dy), ctx.inner
     backend = dispatch.of_context(ctx)
     return backend.sums(BackwardCall.check(dy, ctx, None, None, look=backend.look, partial=True))
 
@@ -275,6 +324,8 @@ def batch_norm_backward(
     >>> bool(np.abs(grads.dx).max() < 1e-12)
     True
     """
+    if type(ctx) is axes.AxesContext:
+        return axes.backward(batch_norm_backward, dy, ctx, sums, out)
     backend = dispatch.of_context(ctx)
     if sums is None:
         done = backend.quick_backward(dy, ctx, out)

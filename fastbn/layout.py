@@ -36,6 +36,11 @@ class Layout(NamedTuple):
             return array
         return array.reshape(self.compact_shape) if self.in_order else self.view(array).reshape(self.compact_shape)
 
+    def positions(self, mask: Array) -> Array:
+        """Return a mask, in the shape of an array of this layout with one channel, as (N, S)."""
+        N, _, S = self.shape
+        return np.ascontiguousarray(mask.transpose(self.order)).reshape(N, S)
+
     def fits(self, other: Layout) -> bool:
         """Return whether arrays of one shape in these layouts can go through a kernel together."""
         return self.contiguous and other.contiguous and self.order == other.order
@@ -74,11 +79,16 @@ def empty(like: Array) -> Array:
     return np.empty_like(like, order="K", subok=False)
 
 
-def conform(array: Array, axis: int, scratch: Array) -> Array:
-    """Return an array as (N, C, S) in the layout of `scratch`: a view if it is stored so, else a copy in `scratch`."""
+def conform(array: Array, axis: int, scratch: Array, *, copy: bool = False) -> Array:
+    """Return an array as (N, C, S) in the layout of `scratch`: a view if it is stored so, else a copy.
+
+    The copy is `scratch`, or with `copy` a new array like it.
+    """
     own, target = of(array, axis), of(scratch, axis)
     if own.fits(target):
         return own.view(array)
+    if copy:
+        scratch = empty(scratch)
     np.copyto(scratch, array)
     return target.view(scratch)
 

@@ -32,6 +32,8 @@ RARE = "moments", "sums", "gradient", "jvp", "double_backward"
 # Those that are computed exactly whatever the precision, and what higher derivatives through running statistics call.
 EXACT = "moments", "jvp", "double_backward"
 THROUGH_RUNNING = "normalize", "sums", "gradient"
+# What no plan names and is rare too, computed exactly always: `DecorrelatedBatchNorm` and `decorrelate`.
+WHITENING = "products", "combine"
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 
@@ -87,7 +89,7 @@ def warmup(
     precision : "fast" or "exact", optional
         The precision of the calls, as for `batch_norm`; float32 has other kernels for either.
     rare : bool, default False
-        Compile all kernels: also those that statistics over several machines and higher derivatives need.
+        Compile all kernels: also those that statistics over several machines, higher derivatives and whitening need.
     processes : int, default 1
         From 2 on, so many other processes compile, and this one loads what they have compiled.
 
@@ -137,6 +139,8 @@ def _is_of(name: str, operations: tuple[str, ...]) -> bool:
 
 def _precisions(name: str, dtype: str, precision: str, rare: bool) -> list[str]:
     """Return in which precisions calls need a kernel of that name for data of a dtype."""
+    if name in WHITENING:
+        return [arithmetic.EXACT]
     if dtype != "float32" or not (rare and _is_of(name, EXACT + THROUGH_RUNNING)):
         return [precision]
     return [arithmetic.EXACT] if _is_of(name, EXACT) else sorted({precision, arithmetic.EXACT})
@@ -148,7 +152,7 @@ def tasks(names: Sequence[str], rare: bool, precision: str) -> Iterator[tuple[An
     from fastbn_kernels.cpu import kernel
 
     several = threads.count() > 1
-    for name in plan.kernels():
+    for name in (*plan.kernels(), *(WHITENING if rare else ())):
         if _is_of(name, RARE) and not rare:
             continue
         found = kernel(name)

@@ -36,7 +36,7 @@ class Backend(Protocol):
 
     def quick_forward(
         self, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: Any, momentum: Any,
-        correction: Any, eps: Any, axis: Any, precision: Any, out: Any,
+        correction: Any, eps: Any, axis: Any, precision: Any, out: Any, activation: Any, residual: Any,
     ) -> tuple[Any, Context] | None:  # fmt: skip
         """Do a forward pass that is plainly right, unchecked by `fastbn.call`; None, and nothing written, otherwise."""
 

@@ -16,6 +16,11 @@ from fastbn.moments import BackwardSums, Moments
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
+OVERWRITTEN_X = (
+    "ctx: expected one that still has x, but x was overwritten (out=x); "
+    "give the forward pass another out, or none, to go back through it"
+)
+
 
 def _plain(name: str, value: object, what: str, half: bool = False) -> Array:
     """Return an array of float32 or float64, or with `half` of a 16-bit float, as a plain ndarray."""
@@ -38,13 +43,13 @@ def _plain(name: str, value: object, what: str, half: bool = False) -> Array:
     return value if type(value) is np.ndarray else value.view(np.ndarray)
 
 
-def data(x: object) -> Array:
+def data(x: object, name: str = "x") -> Array:
     """Check the input of a forward pass."""
-    array = _plain("x", x, "a numpy.ndarray", half=True)
+    array = _plain(name, x, "a numpy.ndarray", half=True)
     if array.ndim < 2:
         raise ValueError(
-            f"x: expected at least 2 dimensions, of which one is the channel axis, got shape {array.shape}; "
-            "a single sample needs a batch axis, x[numpy.newaxis]"
+            f"{name}: expected at least 2 dimensions, of which one is the channel axis, got shape {array.shape}; "
+            f"a single sample needs a batch axis, {name}[numpy.newaxis]"
         )
     return array
 
@@ -162,10 +167,7 @@ def context(value: object) -> Any:
             f"ctx: expected the fastbn.Context that batch_norm returned with y, got {scalars.described(value)}"
         )
     if value.like is None:
-        raise ValueError(
-            "ctx: expected one that still has x, but x was overwritten (out=x); "
-            "give the forward pass another out, or none, to go back through it"
-        )
+        raise ValueError(OVERWRITTEN_X)
     return value.like
 
 
@@ -206,6 +208,13 @@ def differentiable(ctx: object) -> Array:
     """Check a context for derivatives beyond the gradients and return its x."""
     x: Array = context(ctx)
     assert isinstance(ctx, Context)
+    if ctx.x is None:
+        raise ValueError(OVERWRITTEN_X)
+    if ctx.beyond is not None:
+        had = [name for name, value in zip(ctx.beyond._fields, ctx.beyond, strict=True) if value is not None]
+        raise ValueError(
+            f"ctx: expected one of a plain batch norm for higher derivatives, got one with {', '.join(had)}"
+        )
     if not ctx.own_statistics:
         raise ValueError(
             f"ctx: expected statistics of this x alone, {ctx.count} values a channel, got moments of "
@@ -223,7 +232,13 @@ def derivative(name: str, value: object, dtype: np.dtype[Any] | None, channels: 
     return array
 
 
-def channels(x: Array, axis: int, expected: int) -> None:
+def channels(x: Array, along: int | tuple[int, ...], expected: int | tuple[int, ...]) -> None:
     """Check that x has a layer's channels."""
-    if x.shape[axis] != expected:
-        raise ValueError(f"x: expected {expected} channels along axis {axis}, got shape {x.shape}")
+    if isinstance(along, tuple):
+        found = tuple(x.shape[index] for index in sorted(axis(each, x) for each in along))
+        if found != expected:
+            raise ValueError(f"x: expected {expected} channels along axes {along}, got shape {x.shape}")
+        return
+    along = axis(along, x)
+    if x.shape[along] != expected:
+        raise ValueError(f"x: expected {expected} channels along axis {along}, got shape {x.shape}")

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn import arithmetic
+from fastbn.activations import NAMES, SLOPE, Activation
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -113,6 +114,36 @@ def precision(value: object) -> str:
     raise kind(f"precision: expected None, 'fast' or 'exact', got {described(value)}")
 
 
+def activation(value: object) -> Activation | None:
+    """Check what is done after the normalization."""
+    if value is None:
+        return None
+    slope: object = SLOPE
+    name = value
+    if isinstance(value, tuple) and len(value) == 2:
+        name, slope = value
+    if isinstance(name, str) and name in NAMES and (name == "leaky_relu" or name is value):
+        if name != "leaky_relu":
+            return Activation(str(name))
+        slope = number("activation", slope, "a finite slope in ('leaky_relu', slope)")
+        return Activation("leaky_relu", slope)
+    kind = ValueError if isinstance(value, str | tuple) else TypeError
+    raise kind(
+        f"activation: expected None, one of {', '.join(map(repr, NAMES))} or ('leaky_relu', slope), "
+        f"got {described(value)}"
+    )
+
+
+def ghost_batch_size(value: object) -> int | None:
+    """Check how many samples have statistics together; None is all of them."""
+    if value is None:
+        return None
+    size = integer("ghost_batch_size", value)
+    if size < 1:
+        raise ValueError(f"ghost_batch_size: expected at least 1 sample, got {size}")
+    return size
+
+
 def integer(name: str, value: object) -> int:
     """Check that a value is an integer."""
     try:
@@ -124,6 +155,27 @@ def integer(name: str, value: object) -> int:
     if not -(2**63) <= result < 2**63:  # nothing counts so far, and from 4300 digits on, none can be shown
         raise ValueError(f"{name}: expected an integer of 64 bits, got {described(value)}")
     return result
+
+
+def shape(value: object) -> int | tuple[int, ...]:
+    """Check the number of channels of a layer, or those of several axes."""
+    if isinstance(value, tuple):
+        found = tuple(features(each) for each in value)
+        if math.prod(found) > MOST:
+            raise ValueError(f"num_features: expected at most {MOST} channels, got {described(value)}")
+        return found
+    return features(value)
+
+
+def layer_axis(value: object, num_features: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    """Check the channel axis of a layer, or as many as it has numbers of channels."""
+    if not isinstance(num_features, tuple):
+        return integer("axis", value)
+    if not isinstance(value, tuple) or len(value) != len(num_features):
+        raise ValueError(
+            f"axis: expected a tuple of {len(num_features)} axes, as num_features has, got {described(value)}"
+        )
+    return tuple(integer("axis", each) for each in value)
 
 
 def features(value: object) -> int:

@@ -69,6 +69,7 @@ def run(out: Path, quick: bool, seeds: int, console: Console) -> None:
     console.print(report.table(summary, tasks))
     for line in report.notes(summary, tasks):
         console.print(line, highlight=False)
+    console.print(report.redundant_bias(*digits.redundant_bias(data)), highlight=False)
     console.print(
         f"\nWrote {out / 'demo.png'} and {out / 'demo.json'} after {time.perf_counter() - started:.0f} s.",
         highlight=False,

@@ -31,7 +31,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from fastbn.experiments.nets import SGD, Array, Builder, Net, convnet, cross_entropy, mlp
+import fastbn
+from fastbn.experiments.nets import SGD, Array, Builder, Linear, Net, Sigmoid, convnet, cross_entropy, mlp
 
 BATCH = 60  # as in the paper's section 4.1; 900 images are 15 whole batches
 TRAINING_IMAGES = 900
@@ -143,3 +144,20 @@ def test(net: Net, digits: Digits) -> float:
     correct = net(digits.x_test).argmax(1) == digits.y_test
     net.train(True)
     return float(correct.mean())
+
+
+def redundant_bias(digits: Digits) -> tuple[float, float]:
+    """Return the largest gradient of a bias before batch norm, and of the weight beside it, in a first step.
+
+    The gradient of that bias is the sum of what batch norm hands back, and that is zero: it depends on no constant that
+    is added to its input.
+    """
+    rng = np.random.default_rng(0)
+    first, last = (rng.normal(0, 0.1, shape).astype(np.float32) for shape in ((64, 100), (100, 10)))
+    biased = Linear(first)
+    net = Net([biased, fastbn.BatchNorm(100), Sigmoid(), Linear(last)])
+    _, gradient = cross_entropy(net(digits.x_train[:BATCH]), digits.y_train[:BATCH])
+    net.backward(gradient)
+    assert biased.dbias is not None
+    assert biased.dweight is not None
+    return float(np.abs(biased.dbias).max()), float(np.abs(biased.dweight).max())

@@ -126,6 +126,14 @@ def notes(summary: dict[str, Any], tasks: Sequence[Task]) -> list[str]:
     return [*lines, PAPER]
 
 
+def redundant_bias(bias: float, weight: float) -> str:
+    """Return the sentence that says why a layer before batch norm has no bias."""
+    return (
+        f"A bias before batch norm would learn nothing: its largest gradient in a first step is {bias:.0e}, that of "
+        f"the weight beside it {weight:.0e}."
+    )
+
+
 def document(
     runs: Sequence[Run], summary: dict[str, Any], tasks: Sequence[Task], digits: Digits, quick: bool
 ) -> dict[str, Any]:

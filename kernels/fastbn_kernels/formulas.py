@@ -32,6 +32,12 @@ def finite_or_zero(value: float) -> float:
 
 
 @scalar
+def between(value: float, low: float, high: float) -> float:
+    """Return a value, or the limit that it is beyond; NaN stays."""
+    return low if value < low else high if value > high else value
+
+
+@scalar
 def merge(
     count: float, mean: float, m2: float, other_count: float, other_mean: float, other_m2: float
 ) -> tuple[float, float]:

@@ -8,6 +8,14 @@
     WEIGHT    a copy of the weight, ones if there was none
     BIAS      a copy of the bias, zeros if there was none
 
+With batch renormalization there are RENORM_ROWS, whose last are of it, in and out:
+
+    R         1 / sqrt(running_var + eps); then by how much the scale was corrected
+    D         running_mean; then by how much the shift was
+    R_MAX, D_MAX, EPS
+
+WEIGHT and BIAS are then those that y was computed with: weight * r and weight * d + bias.
+
 The rows are defined here and nowhere else, for both processors and for everybody who keeps them.
 """
 
@@ -15,3 +23,6 @@ from __future__ import annotations
 
 ROWS = 7
 MEAN, MEAN_LO, M2, VAR, INVSTD, WEIGHT, BIAS = range(ROWS)
+
+RENORM_ROWS = ROWS + 5
+R, D, R_MAX, D_MAX, EPS = range(ROWS, RENORM_ROWS)

@@ -6,7 +6,10 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "derivatives", "functional", "layer"])
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoint", "derivatives", "folding", "functional", "layer", "prepare", "recalibration", "renorm", "whitening"],
+)
 def test_examples(name):
     failed, attempted = doctest.testmod(importlib.import_module(f"fastbn.{name}"))
     assert attempted > 0

@@ -9,7 +9,7 @@ import pytest
 import fastbn
 import reference
 from grid import draw
-from tolerance import check_differences, check_forward
+from tolerance import check_backward, check_differences, check_forward
 
 
 def test_starts_as_the_identity_of_statistics():
@@ -44,6 +44,37 @@ def test_train_and_eval(rng):
     assert layer.train() is layer
     layer(x)
     assert layer.num_batches_tracked == 2
+
+
+def test_a_frozen_layer_normalises_with_running_statistics_and_moves_nothing(rng):
+    layer = fastbn.BatchNorm(4, momentum=None)
+    for name, array in layer._arrays().items():
+        array[:] = rng.uniform(0.5, 2, 4) if name == "running_var" else draw(rng, 4, np.float32)
+    other = copy.deepcopy(layer).eval()
+    before = layer.state_dict()
+    x, dy = draw(rng, (10, 4), np.float32, mean=2), draw(rng, (10, 4), np.float32)
+    assert layer.freeze() is layer
+    for each in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert each.train() is each
+        assert each.training
+        assert each.frozen
+        assert repr(each).endswith(", precision=None, frozen)")
+        np.testing.assert_array_equal(each(x), other(x))
+        np.testing.assert_array_equal(each.backward(dy), other.backward(dy))  # the statistics are constants
+        np.testing.assert_array_equal(each.dweight, other.dweight)
+        np.testing.assert_array_equal(each.dbias, other.dbias)
+    f = reference.forward(x, layer.weight, layer.bias, mean=layer.running_mean, var=layer.running_var)
+    expected = reference.backward(dy, x, layer.weight, mean=layer.running_mean, var=layer.running_var)
+    grads = fastbn.Gradients(layer.backward(dy), layer.dweight, layer.dbias)
+    check_backward(grads, expected, dy, f, layer.weight)
+    for name, values in layer.state_dict().items():
+        np.testing.assert_array_equal(values, before[name])
+    layer.load_state_dict(before)
+    assert layer.frozen
+    assert not layer.eval().unfreeze().frozen
+    assert not layer.training  # what was set meanwhile
+    layer.train()(x)
+    assert layer.num_batches_tracked == 1
 
 
 def test_without_running_statistics_inference_uses_the_batch(rng):

@@ -7,7 +7,7 @@ import numpy as np
 
 import fastbn
 from errors.functions import F4, OnGpu, Unwilling
-from fastbn import BackwardSums, BatchNorm, Moments, arithmetic
+from fastbn import BackwardSums, BatchNorm, Moments, Renorm, arithmetic
 from fastbn.warmup import warmup
 
 CONSTRUCTOR = [
@@ -18,7 +18,21 @@ CONSTRUCTOR = [
     ("eps", "zero", ValueError, {"eps": 0}),
     ("momentum", "above 1", ValueError, {"momentum": 2}),
     ("correction", "negative", ValueError, {"correction": -1}),
+    ("num_features", "none, of several axes", ValueError, {"num_features": (3, 0), "axis": (1, 2)}),
+    (
+        "num_features",
+        "more than memory can hold, of several axes",
+        ValueError,
+        {"num_features": (2**30, 2**30), "axis": (1, 2)},
+    ),
+    ("axis", "one, for several numbers of features", ValueError, {"num_features": (3, 4), "axis": 1}),
     ("affine", "a number", TypeError, {"affine": 1}),
+    ("weight", "an array", TypeError, {"weight": np.ones(3, F4)}),
+    ("bias", "a number", TypeError, {"bias": 0}),
+    ("activation", "an unknown name", ValueError, {"activation": "softmax"}),
+    ("ghost_batch_size", "negative", ValueError, {"ghost_batch_size": -32}),
+    ("renorm", "a pair", TypeError, {"renorm": (3, 5)}),
+    ("renorm", "without running statistics", ValueError, {"renorm": Renorm(), "track_running_stats": False}),
     ("track_running_stats", "None", TypeError, {"track_running_stats": None}),
     ("dtype", "integers", TypeError, {"dtype": np.int32}),
     ("dtype", "float16", TypeError, {"dtype": np.float16}),
@@ -34,6 +48,13 @@ CALL = [
     ("x", "another number of channels", ValueError, {"x": np.ones((2, 4), F4)}),
     ("axis", "x has fewer axes than the layer's", ValueError, {"layer": BatchNorm(3, axis=2)}),
     ("correction", "one value a channel", ValueError, {"x": np.ones((1, 3), F4)}),
+    (
+        "x",
+        "other channels, along several axes",
+        ValueError,
+        {"layer": BatchNorm((3, 4), axis=(1, 2)), "x": np.ones((2, 3, 5), F4)},
+    ),
+    ("update_stats", "a number", TypeError, {"update_stats": 1}),
     ("out", "another shape", ValueError, {"out": np.ones((3, 2), F4)}),
     ("device", "cuda, where there is none", ValueError, {"layer": BatchNorm(3, device="cuda")}),
 ]
@@ -47,7 +68,7 @@ def called():
 
 
 def over_x(a):
-    layer, x = BatchNorm(3), np.arange(12, dtype=F4).reshape(4, 3)
+    layer, x = BatchNorm(3, activation="relu"), np.arange(12, dtype=F4).reshape(4, 3)
     layer(x, out=x)
     return {"layer": layer}
 
@@ -55,7 +76,7 @@ def over_x(a):
 LAYER_BACKWARD = [
     ("backward", "the layer has not been called", RuntimeError, {"layer": BatchNorm(3)}),
     ("dy", "another shape than x", ValueError, {"dy": np.ones((4, 4), F4)}),
-    ("ctx", "x was overwritten by out=x", ValueError, over_x),
+    ("ctx", "x was overwritten by out=x, through an activation that loses it", ValueError, over_x),
 ]
 
 TRAIN = [("mode", "a number", TypeError, {"mode": 1})]
@@ -162,10 +183,19 @@ def on_a_layer():
 
 TABLE = [
     ("BatchNorm", lambda: {"num_features": 3}, BatchNorm, CONSTRUCTOR),
-    ("BatchNorm.__call__", on_a_layer, lambda layer, x, out: layer(x, out=out), CALL),
+    ("BatchNorm.__call__", on_a_layer, lambda layer, x, **options: layer(x, **options), CALL),
     ("BatchNorm.backward", called, lambda layer, dy: layer.backward(dy), LAYER_BACKWARD),
     ("BatchNorm.train", lambda: {"layer": BatchNorm(3), "mode": True}, lambda layer, mode: layer.train(mode), TRAIN),
+    ("BatchNorm.freeze", lambda: {"layer": BatchNorm(3)}, lambda layer: layer.freeze(), [
+        ("freeze", "without running statistics", ValueError, {"layer": BatchNorm(3, track_running_stats=False)}),
+    ]),
     ("BatchNorm.load_state_dict", loadable, lambda layer, state: layer.load_state_dict(state), STATE),
+    ("Renorm", lambda: {"r_max": 3.0, "d_max": 5.0}, Renorm, [
+        ("r_max", "below 1", ValueError, {"r_max": 0.5}),
+        ("r_max", "infinite", ValueError, {"r_max": np.inf}),
+        ("d_max", "negative", ValueError, {"d_max": -1.0}),
+        ("d_max", "a string", TypeError, {"d_max": "5"}),
+    ]),
     ("Moments", statistics("mean", "m2"), Moments, made_of("mean", "m2")),
     ("Moments.merge", several(Moments), merge, merged(Moments)),
     ("Moments.var", lambda: {"correction": 1}, Moments(2, [0.0], [1.0]).var, VAR),

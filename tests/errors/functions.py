@@ -58,6 +58,12 @@ def over_moments(a):
     return {"x": np.ones((4, 3, 2)), "moments": moments, "out": memory.reshape(4, 3, 2)}
 
 
+def over_residual(a):
+    """A call whose running mean is where the residual is."""
+    residual = np.ones((4, 3, 2), F4)
+    return {"residual": residual, "running_mean": residual.reshape(-1)[:3]}
+
+
 FORWARD = [
     ("x", "a list", TypeError, {"x": [[1.0, 2.0]]}),
     ("x", "a number", TypeError, {"x": 3.0}),
@@ -77,7 +83,16 @@ FORWARD = [
     ("axis", "a fraction", TypeError, {"axis": 1.0}),
     ("axis", "None", TypeError, {"axis": None}),
     ("axis", "a truth value", TypeError, {"axis": True}),
-    ("axis", "several", TypeError, {"axis": (1,)}),
+    ("axis", "a list", TypeError, {"axis": [1]}),
+    ("axis", "several, one beyond the axes of x", ValueError, {"axis": (1, 3)}),
+    ("axis", "several, one of them twice", ValueError, {"axis": (1, -2)}),
+    ("axis", "all axes", ValueError, {"axis": (0, 1, 2)}),
+    ("axis", "none", ValueError, {"axis": ()}),
+    ("axis", "several, with x on a GPU", ValueError, {"x": OnGpu(), "axis": (1, 2)}),
+    ("weight", "not the shape of several channel axes", ValueError, {"axis": (1, 2)}),
+    ("residual", "another shape, with several channel axes", ValueError,
+     {"axis": (1, 2), "weight": None, "bias": None, "running_mean": None, "running_var": None,
+      "residual": np.ones((4, 3), F4)}),
     ("axis", "an integer of 5000 digits", ValueError, {"axis": 10**5000}),
     ("weight", "another number of channels", ValueError, {"weight": np.ones(4, F4)}),
     ("weight", "two axes", ValueError, {"weight": np.ones((1, 3), F4)}),
@@ -141,6 +156,32 @@ FORWARD = [
     ("correction", "1, with moments of one value", ValueError,
      {"moments": fastbn.Moments(1, np.zeros(3), np.ones(3))}),
     ("moments", "given with training=False", ValueError, {"moments": STATISTICS, "training": False}),
+    ("activation", "an unknown name", ValueError, {"activation": "swish"}),
+    ("activation", "a slope for one that has none", ValueError, {"activation": ("relu", 0.1)}),
+    ("activation", "a slope that is not finite", ValueError, {"activation": ("leaky_relu", np.inf)}),
+    ("activation", "a slope that is no number", TypeError, {"activation": ("leaky_relu", "0.1")}),
+    ("activation", "a function", TypeError, {"activation": np.tanh}),
+    ("residual", "another shape", ValueError, {"residual": np.ones((4, 3, 1), F4)}),
+    ("residual", "another dtype", TypeError, {"residual": np.ones((4, 3, 2))}),
+    ("residual", "a number", TypeError, {"residual": 1.0}),
+    ("residual", "on a GPU, with x of NumPy", TypeError, {"residual": OnGpu()}),
+    ("out", "the residual, shifted by a row", ValueError, shifted("residual")),
+    ("running_mean", "a part of the residual", ValueError, over_residual),
+    ("mask", "another shape", ValueError, {"mask": np.ones((4, 3, 2), bool)}),
+    ("mask", "numbers", TypeError, {"mask": np.ones((4, 2))}),
+    ("mask", "a list", TypeError, {"mask": [True]}),
+    ("mask", "no True, in training", ValueError, {"mask": np.zeros((4, 1), bool)}),
+    ("mask", "no True in a ghost batch", ValueError,
+     {"mask": np.array([[True], [True], [False], [False]]), "ghost_batch_size": 2}),
+    ("correction", "as many as a mask leaves", ValueError, {"mask": np.eye(4, 2, dtype=bool), "correction": 2}),
+    ("ghost_batch_size", "zero", ValueError, {"ghost_batch_size": 0}),
+    ("ghost_batch_size", "a fraction", TypeError, {"ghost_batch_size": 2.5}),
+    ("ghost_batch_size", "with moments", ValueError, {"ghost_batch_size": 2, "moments": STATISTICS}),
+    ("correction", "as many as a ghost batch has values", ValueError, {"ghost_batch_size": 1, "correction": 2}),
+    ("renorm", "a number", TypeError, {"renorm": 3.0}),
+    ("running_mean, running_var", "None, with renorm", ValueError,
+     {"renorm": fastbn.Renorm(), "running_mean": None, "running_var": None}),
+    ("update_stats", "a number", TypeError, {"update_stats": 0}),
     ("precision", "an unknown name", ValueError, {"precision": "float64"}),
     ("precision", "a dtype", TypeError, {"precision": np.float64}),
     ("precision", "a truth value", TypeError, {"precision": True}),
@@ -162,6 +203,8 @@ INFERENCE = [
 ]
 
 MOMENTS = [
+    ("mask", "another shape", ValueError, {"mask": np.ones((3, 2), bool)}),
+    ("axis", "several, one of them twice", ValueError, {"axis": (1, 1)}),
     ("x", "a list", TypeError, {"x": [1, 2]}),
     ("axis", "beyond the axes of x", ValueError, {"axis": 3}),
 ]
@@ -173,10 +216,27 @@ def good_backward():
     return {"dy": np.ones((4, 3, 2), F4), "ctx": ctx, "out": np.full((4, 3, 2), 7, F4)}
 
 
-def overwritten(a):
-    """A context whose x is y now."""
+def overwritten(weight=1.0, **options):
+    """A change to a context whose x is y now."""
+
+    def change(a):
+        x = np.arange(24, dtype=F4).reshape(4, 3, 2)
+        weights = np.array([1, weight, 1], F4)
+        return {"ctx": forward(x, weights, np.full(3, 0.5, F4), out=x, **options)[1]}
+
+    return change
+
+
+def residual_overwritten(a):
+    """A context whose residual is y now."""
+    x, residual = np.arange(24, dtype=F4).reshape(4, 3, 2), np.ones((4, 3, 2), F4)
+    return {"ctx": forward(x, residual=residual, activation="relu", out=residual)[1], "out": None}
+
+
+def ghosts(**change):
+    """A change to a context of ghost batches."""
     x = np.arange(24, dtype=F4).reshape(4, 3, 2)
-    return {"ctx": forward(x, out=x)[1]}
+    return lambda a: {"ctx": fastbn.batch_norm(x, ghost_batch_size=2)[1], "out": None} | change
 
 
 def shared(a):
@@ -200,7 +260,11 @@ BACKWARD = [
     ("dy", "integers", TypeError, {"dy": np.ones((4, 3, 2), np.int64)}),
     ("ctx", "None", TypeError, {"ctx": None}),
     ("ctx", "the arguments were swapped", TypeError, lambda a: {"dy": a["ctx"], "ctx": a["dy"]}),
-    ("ctx", "x was overwritten by out=x", ValueError, overwritten),
+    ("ctx", "x was overwritten by out=x, and a weight is near zero", ValueError, overwritten(1e-9)),
+    ("ctx", "x was overwritten by out=x, through an activation that loses it", ValueError,
+     overwritten(activation="relu")),
+    ("ctx", "the residual was overwritten by out=residual", ValueError, residual_overwritten),
+    ("sums", "with ghost batches", ValueError, ghosts(sums=fastbn.BackwardSums(8, np.zeros(3), np.zeros(3)))),
     ("out", "another shape", ValueError, {"out": np.zeros((4, 3), F4)}),
     ("out", "another dtype", TypeError, {"out": np.zeros((4, 3, 2))}),
     ("out", "dy, shifted by a row", ValueError, shifted("dy")),
@@ -214,7 +278,8 @@ BACKWARD = [
 
 SUMS = [
     ("dy", "another shape than x", ValueError, {"dy": np.ones((4, 3), F4)}),
-    ("ctx", "x was overwritten by out=x", ValueError, overwritten),
+    ("ctx", "x was overwritten by out=x, and a weight is zero", ValueError, overwritten(0)),
+    ("ctx", "of ghost batches", ValueError, ghosts()),
 ]
 
 
@@ -248,7 +313,9 @@ def bare(a):
 
 DERIVATIVES = [
     ("ctx", "None", TypeError, {"ctx": None}),
-    ("ctx", "x was overwritten by out=x", ValueError, overwritten),
+    ("ctx", "x was overwritten by out=x", ValueError, overwritten()),
+    ("ctx", "with an activation", ValueError, lambda a: {"ctx": fastbn.batch_norm(a["ctx"].x, activation="tanh")[1]}),
+    ("ctx", "of several channel axes", ValueError, lambda a: {"ctx": fastbn.batch_norm(a["ctx"].x, axis=(1, 2))[1]}),
     ("ctx", "from a GPU", ValueError, on_gpu),
     ("ctx", "of moments of more than x", ValueError, lambda a: {"ctx": shared(a)["ctx"]}),
 ]

@@ -6,13 +6,16 @@ from unittest import mock
 import numpy as np
 
 import fastbn
-from errors import checkpoints, classes, functions
+from errors import checkpoints, classes, datasets, folds, functions, recalibrations, whitening
 from errors.placed import at, put
 from fastbn.backends.cuda import availability
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "errors.md"
-TABLE = [*functions.TABLE, *classes.TABLE, *checkpoints.TABLE]
+TABLE = [
+    *functions.TABLE, *classes.TABLE, *checkpoints.TABLE, *folds.TABLE, *recalibrations.TABLE, *whitening.TABLE,
+    *datasets.TABLE,
+]  # fmt: skip
 CASES = [(function, *case) for function, _, _, cases in TABLE for case in cases]
 
 INTRODUCTION = """\
@@ -33,7 +36,7 @@ def picture(value):
     value = getattr(value, "_ary", value)  # what a simulated GPU's array wraps
     if isinstance(value, np.ndarray):
         return np.asarray(value).tobytes()
-    if isinstance(value, fastbn.BatchNorm):
+    if isinstance(value, fastbn.BatchNorm | fastbn.DecorrelatedBatchNorm):
         return {name: picture(held) for name, held in vars(value).items()}
     if isinstance(value, fastbn.Moments):
         return value.count, picture(value.mean), picture(value.m2)

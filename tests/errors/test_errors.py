@@ -13,8 +13,9 @@ from errors.table import CASES, PAGE, ROOT, TABLE, refused
 
 # Files whose every error is in the table.
 COVERED = {
-    "arithmetic", "checkpoint", "checks/arrays", "checks/scalars", "checks/state_dict", "dispatch", "layer", "moments",
-    "warmup", "backends/cuda/availability",
+    "arithmetic", "axes", "checkpoint", "checks/arrays", "checks/beyond", "checks/datasets", "checks/scalars",
+    "checks/state_dict", "dispatch", "folding", "layer", "moments", "recalibration", "renorm", "warmup", "whitening",
+    "backends/cuda/availability",
 }  # fmt: skip
 # Files that raise only with a GPU or what stands for one (tests/gpu), the command, FASTBN_POOL (test_blas_pool.py), and
 # hosts' adapters.

@@ -1,4 +1,4 @@
-"""Activations of vectors, of every dtype, and the exponential that SILU is made of, against the oracle's floats."""
+"""Activations of vectors, of every dtype, and the exponential that most are made of, against wider floats."""
 
 import copy
 import pickle
@@ -8,9 +8,10 @@ import pytest
 from numba import njit
 
 import reference
-from fastbn_kernels.cpu.activations import activated, through
-from fastbn_kernels.cpu.simd.ops import LANES, exp_neg_abs, like, param, store, widen
-from fastbn_kernels.cpu.simd.tails import RELU, RELU6, SILU
+from fastbn_kernels.cpu.activations import activated, through, unbent
+from fastbn_kernels.cpu.simd.functions import exp_neg_abs
+from fastbn_kernels.cpu.simd.ops import LANES, like, param, store, widen
+from fastbn_kernels.cpu.simd.tails import GELU, NAMES, RELU, RELU6, SIGMOID, SILU, TANH, inverse, named
 
 pytestmark = pytest.mark.bounds
 
@@ -45,6 +46,12 @@ def slopes(data, values, activation, out):
     for i in range(0, values.shape[1], LANES):
         z = param(values, 0, i, None)
         store(out, i, None, widen(through(data, like(z, 1.0), z, activation)))
+
+
+@njit
+def originals(data, values, activation, out):
+    for i in range(0, values.shape[1], LANES):
+        store(out, i, None, widen(unbent(data, param(values, 0, i, None), activation)))
 
 
 def run(function, name, values, *activation):
@@ -83,71 +90,139 @@ def test_the_exponential(rng, name):
     np.testing.assert_array_equal(run(exponentials, name, special), np.exp(-np.abs(special)))
 
 
-def silu(z):
-    """Return z * sigmoid(z), its derivative, and what of that is a sum of two that may cancel, in the widest float."""
-    z = z.astype(np.longdouble)
+def sigmoids(z):
+    """Return sigmoid(z) and sigmoid(-z)."""
     e = np.exp(-np.abs(z))
-    s, other = (
-        np.where(z < 0, small, large) for small, large in ((e / (1 + e), 1 / (1 + e)), (1 / (1 + e), e / (1 + e)))
-    )
-    return z * s, s * (1 + z * other), s * np.abs(z) * other
+    small, large = e / (1 + e), 1 / (1 + e)
+    return np.where(z < 0, small, large), np.where(z < 0, large, small)
+
+
+def normal(z):
+    """Return the normal distribution and its density: of a series near 0, beyond 2 of a continued fraction."""
+    a, density = np.abs(z), np.exp(-z * z / 2) / np.sqrt(2 * np.longdouble(np.pi))
+    near = np.minimum(a, 2)
+    term, series = near, near
+    for k in range(1, 60):
+        term = term * near * near / (2 * k + 1)
+        series = series + term
+    far, ratio = np.maximum(a, 2), np.longdouble(0)
+    for k in range(500, 0, -1):
+        ratio = k / (far + ratio)
+    beyond = np.where(a < 2, np.longdouble(0.5) - density * series, density / (far + ratio))
+    return np.where(z < 0, beyond, 1 - beyond), density
+
+
+def smooth(activation, z):
+    """Return an activation of z in the widest float, its derivative, and the larger of what that is the sum of."""
+    z = z.astype(np.longdouble)
+    s, other = sigmoids(z)
+    if activation is SIGMOID:
+        return s, s * other, 0
+    if activation is TANH:
+        s, other = sigmoids(2 * z)
+        return np.tanh(z), 4 * s * other, 0
+    if activation is SILU:
+        return z * s, s * (1 + z * other), s * np.abs(z) * other
+    phi, density = normal(z)
+    return z * phi, phi + z * density, np.abs(z) * density
+
+
+# Roundings in a result and in a slope. A sigmoid errs by 6: 3 of the exponential, a sum, a quotient, a product; z times
+# it by 7. SILU's slope is s (1 + z s'): a product that errs by 7 and the sum and two products, by 9 in all; times a
+# gradient, 10. The polynomials of GELU round once a coefficient, of which far from zero all count.
+ROUNDINGS = {SIGMOID: (6, 10), TANH: (4, 10), SILU: (7, 9), GELU: (11, 11)}
 
 
 @EVERY_DTYPE
-def test_silu(rng, name):
-    """A sigmoid errs by 6 roundings: 3 of the exponential, a sum, a quotient, a product; z times it by 7.
-
-    The slope is s (1 + z s'): a product that errs by 7 and the sum and two products, by 9 in all; times a gradient, 10.
-    Of exact float32 data z itself, but for the exponential, is rounded once more, to float32: 8 roundings, 4 units.
-    """
+@pytest.mark.parametrize("activation", ROUNDINGS, ids=repr)
+def test_smooth_activations(rng, name, activation):
+    """Of exact float32 data z itself, but for the exponential, is rounded once more, to float32."""
     z, (_, dtype, narrow) = points(rng, name), DTYPES[name]
-    y, slope, product = silu(z)
+    y, slope, term = smooth(activation, z)
     z_rounded = int(dtype != narrow)
     rounding, tiny = np.finfo(narrow).eps / 2, np.finfo(narrow).smallest_normal
-    below = np.abs(z) * 4 * tiny * np.finfo(narrow).eps  # a subnormal exponential errs by a unit of its own, times z
-    found = run(outputs, name, z, SILU), run(slopes, name, z, SILU)
-    assert (np.abs(found[0] - y) <= (7 + z_rounded) * rounding * np.abs(y) + below).all()
-    allowed = rounding * (9 * np.abs(slope) + (7 + z_rounded) * product) + below
+    # A subnormal exponential errs by a unit of its own, times z.
+    below = np.maximum(np.abs(z), 1) * 4 * tiny * np.finfo(narrow).eps
+    found = run(outputs, name, z, activation), run(slopes, name, z, activation)
+    of_y, of_slope = ROUNDINGS[activation]
+    assert (np.abs(found[0] - y) <= (of_y + z_rounded) * rounding * np.abs(y) + below).all()
+    allowed = rounding * (of_slope * np.abs(slope) + (of_slope - 2 + z_rounded) * term) + below
     assert (np.abs(found[1] - slope) <= allowed).all()
 
 
+LIMITS = {SIGMOID: (1, 0), TANH: (1, -1), SILU: (None, 0), GELU: (None, 0)}  # far to either side; None is z
+
+
 @EVERY_DTYPE
-def test_far_away(name):
+@pytest.mark.parametrize("activation", LIMITS, ids=repr)
+def test_far_away(name, activation):
     """What overflows nowhere is the limit."""
     _, dtype, narrow = DTYPES[name]
     far = np.array([200, 1e3, 1e30, np.finfo(narrow).max, np.inf]).astype(narrow)
     if narrow == np.float64:
         far = far[1:]
-    np.testing.assert_array_equal(run(outputs, name, far, SILU), far)
-    np.testing.assert_array_equal(run(slopes, name, far, SILU), 1)
-    np.testing.assert_array_equal(run(outputs, name, -far, SILU), 0)
-    np.testing.assert_array_equal(run(slopes, name, -far, SILU), 0)
-    assert np.isnan(run(outputs, name, np.array([np.nan, -np.nan], dtype), SILU)).all()
-    assert np.isnan(run(slopes, name, np.array([np.nan, -np.nan], dtype), SILU)).all()
+    above, below = LIMITS[activation]
+    np.testing.assert_array_equal(run(outputs, name, far, activation), far if above is None else above)
+    np.testing.assert_array_equal(run(slopes, name, far, activation), 1 if above is None else 0)
+    np.testing.assert_array_equal(run(outputs, name, -far, activation), below)
+    np.testing.assert_array_equal(run(slopes, name, -far, activation), 0)
+    assert np.isnan(run(outputs, name, np.array([np.nan, -np.nan], dtype), activation)).all()
+    assert np.isnan(run(slopes, name, np.array([np.nan, -np.nan], dtype), activation)).all()
+
+
+@EVERY_DTYPE
+def test_tanh_is_odd_and_keeps_what_is_small(rng, name):
+    _, dtype, narrow = DTYPES[name]
+    z = (10 ** rng.uniform(-37, -9, 64)).astype(narrow)
+    np.testing.assert_array_equal(run(outputs, name, z, TANH), -run(outputs, name, -z, TANH))
+    np.testing.assert_allclose(run(outputs, name, z, TANH), z, rtol=2 * np.finfo(narrow).eps)
+    zeros = run(outputs, name, np.array([0.0, -0.0], dtype), TANH)
+    np.testing.assert_array_equal(np.signbit(zeros), [False, True])
 
 
 def test_beyond_float32(rng):
     """What was normalised of float32 data in float64 may be larger than they."""
     far = 10 ** rng.uniform(39, 300, 20)
-    np.testing.assert_array_equal(run(outputs, "exact", far, SILU), np.inf)
-    np.testing.assert_array_equal(run(slopes, "exact", far, SILU), 1)
-    np.testing.assert_array_equal(run(outputs, "exact", -far, SILU), 0)
-    np.testing.assert_array_equal(run(slopes, "exact", -far, SILU), 0)
+    for activation in (SILU, GELU):
+        np.testing.assert_array_equal(run(outputs, "exact", far, activation), np.inf)
+        np.testing.assert_array_equal(run(slopes, "exact", far, activation), 1)
+        np.testing.assert_array_equal(run(outputs, "exact", -far, activation), 0)
+        np.testing.assert_array_equal(run(slopes, "exact", -far, activation), 0)
 
 
 @EVERY_DTYPE
-def test_relu_and_relu6(rng, name):
+def test_what_is_bent(rng, name):
     """Between the bends, and at them; NaN lets a gradient pass, as in PyTorch."""
     near = np.nextafter([0, 6], [[-9], [9]]).ravel()
-    z = np.concatenate([SPECIAL, 4 * rng.standard_normal(200), near]).astype(DTYPES[name][1])
+    dtype = DTYPES[name][1]
+    z = np.concatenate([SPECIAL, 4 * rng.standard_normal(200), near]).astype(dtype)
     np.testing.assert_array_equal(run(outputs, name, z, RELU), np.maximum(z, 0))
     np.testing.assert_array_equal(run(outputs, name, z, RELU6), np.clip(z, 0, 6))
     np.testing.assert_array_equal(run(slopes, name, z, RELU), ~(z <= 0))
     np.testing.assert_array_equal(run(slopes, name, z, RELU6), ~((z <= 0) | (z >= 6)))
+    for slope in (0.01, 0.3, 2.0, 0.0, -0.5):
+        leaky = named("leaky_relu", slope)
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_array_equal(run(outputs, name, z, leaky), np.where(z > 0, z, z * dtype(slope)))
+        np.testing.assert_array_equal(run(slopes, name, z, leaky), np.where(z > 0, 1, dtype(slope)))
+        if slope > 0:
+            back = run(originals, name, run(outputs, name, z, leaky), leaky)
+            tiny = np.finfo(dtype).smallest_normal
+            np.testing.assert_allclose(back, z, rtol=2 * np.finfo(dtype).eps, atol=tiny)
 
 
-@pytest.mark.parametrize("activation", [RELU, RELU6, SILU], ids=repr)
+EVERY_ACTIVATION = [*map(named, NAMES), named("leaky_relu", 0.2), inverse(named("leaky_relu", 0.2))]
+
+
+@pytest.mark.parametrize("activation", EVERY_ACTIVATION, ids=repr)
 def test_there_is_one_object_of_an_activation(activation):
     for other in (copy.copy(activation), copy.deepcopy(activation), pickle.loads(pickle.dumps(activation))):
         assert other is activation
     assert pickle.loads(pickle.dumps(activation.type)) is activation.type
+
+
+def test_activations_have_names():
+    assert named(None) is None
+    assert named("leaky_relu") is named("leaky_relu", 0.01) is not named("leaky_relu", 0.1)
+    assert [repr(named(name)).partition("(")[0] for name in NAMES] == list(NAMES)
+    assert len({activation.type for activation in EVERY_ACTIVATION}) == len(EVERY_ACTIVATION)

@@ -1,4 +1,6 @@
-"""What is done after the normalization, by every kernel: an activation forward and back, a residual forward."""
+"""What is done after the normalization, by every kernel: an activation and a residual, forward and back."""
+
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +12,18 @@ from fastbn.backends.cpu import launch
 from fastbn_kernels.build.addresses import address_of, call_none
 from fastbn_kernels.build.decorators import RESIDUAL, tail_key
 from fastbn_kernels.cpu import kernel
-from fastbn_kernels.cpu.simd.tails import RELU, RELU6, SILU, WithResidual
+from fastbn_kernels.cpu.simd.tails import (
+    GELU,
+    RELU,
+    RELU6,
+    SIGMOID,
+    SILU,
+    TANH,
+    WRITE,
+    WithResidual,
+    inverse,
+    named,
+)
 from fastbn_kernels.cpu.small_calls import DONE
 from fastbn_kernels.saved import BIAS, ROWS, VAR, WEIGHT
 from grid import draw, poisoned
@@ -24,17 +37,23 @@ FAMILIES = {
     "small, channels last": ((32, 24, 1), {}),
     "small, channels first": ((6, 5, 4), {}),
     "channels last": ((3000, 24, 1), {}),
+    "columns": ((130, 264, 1), {}),
     "short segments": ((16, 24, 100), {}),
     "channels first": ((4, 6, 1800), {"family": "channels_first"}),
     "tiles": ((4, 6, 1800), {"family": "tiles"}),
     "overlapped": ((2, 4, 6400), {"family": "overlapped", "groups": 2, "past_cache": (True, True)}),
     "past the cache": ((3000, 24, 1), {"past_cache": (True, True)}),
 }
+SMALL = "small, channels last", "small, channels first"
 QUICK = "channels last", "channels first"  # one of each kind of loop, which the other families walk too
+SLOW = () if config.DISABLE_JIT else pytest.mark.slow
 EVERY_FAMILY = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
 )
 EITHER_STATISTICS = pytest.mark.parametrize("frozen", [False, True])
+
+LEAKY = named("leaky_relu", 0.3)
+BENT = RELU, RELU6, LEAKY
 
 # int32 are the bits of float32 that is computed in float64.
 OUTPUTS = [
@@ -44,8 +63,23 @@ OUTPUTS = [
     (RELU6, True, np.float16),
     (None, True, np.float32),
     (RELU, False, np.float32),
+    (LEAKY, True, np.float32),
+    (TANH, False, np.int32),
+    (SIGMOID, True, np.float32),
+    (GELU, False, np.float64),
 ]
-GRADIENTS = [(SILU, np.float32), (SILU, np.int32), (SILU, np.float64), (RELU6, np.float16), (RELU, np.float32)]
+GRADIENTS = [
+    (SILU, True, np.float32),
+    (SILU, False, np.float32),
+    (SILU, True, np.int32),
+    (SILU, True, np.float64),
+    (RELU6, True, np.float16),
+    (RELU, True, np.float32),
+    (LEAKY, True, np.float32),
+    (TANH, True, np.int32),
+    (SIGMOID, False, np.float64),
+    (GELU, True, np.float32),
+]
 # What is compiled too, besides the first of each: another activation and the other dtypes. relu, and a residual alone,
 # are compiled by tests/adapters/test_torch_fused.py.
 COMPILED = {(SILU, np.int32), (SILU, np.float64), (RELU6, np.float16)}
@@ -69,25 +103,50 @@ def act(z, activation):
     """Return what an activation makes of z."""
     if activation is None:
         return z
-    if activation is SILU:
-        return z / (1 + np.exp(-z))
-    return np.clip(z, 0, np.inf if activation is RELU else 6)
+    if activation is TANH:
+        return np.tanh(z)
+    if activation is LEAKY:
+        return np.where(z > 0, z, LEAKY.slope * z)
+    if activation in (RELU, RELU6):
+        return np.clip(z, 0, np.inf if activation is RELU else 6)
+    if activation is GELU:
+        return z * normal(z)
+    s = 1 / (1 + np.exp(-z))
+    return s if activation is SIGMOID else z * s
 
 
 def slope(z, activation):
     """Return the derivative of an activation."""
-    if activation is SILU:
-        s = 1 / (1 + np.exp(-z))
-        return s * (1 + z * (1 - s))
-    return (z > 0) & ((z < 6) | (activation is RELU))
+    if activation is TANH:
+        return 1 - np.tanh(z) ** 2
+    if activation is LEAKY:
+        return np.where(z > 0, 1, LEAKY.slope)
+    if activation in (RELU, RELU6):
+        return (z > 0) & ((z < 6) | (activation is RELU))
+    if activation is GELU:
+        return normal(z) + z * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    s = 1 / (1 + np.exp(-z))
+    return s * (1 - s) if activation is SIGMOID else s * (1 + z * (1 - s))
+
+
+def normal(z):
+    """Return the normal distribution."""
+    return np.vectorize(math.erfc)(-np.asarray(z, np.float64) / math.sqrt(2)) / 2
+
+
+def tail_of(tail, own):
+    """Return a tail as the kernels of a plan take it."""
+    return WithResidual(launch.data_of(item, own) if isinstance(item, np.ndarray) else item for item in tail)
 
 
 class Case:
     """A tensor, its parameters, and what the oracle makes of it."""
 
-    def __init__(self, rng, monkeypatch, name, frozen, dtype):
+    def __init__(self, rng, monkeypatch, name, frozen, dtype, activation=None):
         if dtype != np.float32 and name not in QUICK and not config.DISABLE_JIT:
             pytest.skip("the other families are compiled for float32")
+        if activation in (LEAKY, TANH, SIGMOID, GELU) and name not in SMALL:
+            pytest.skip("every family has the same activations")
         self.shape, changes = FAMILIES[name]
         force(monkeypatch, **changes)
         self.frozen, C = frozen, self.shape[1]
@@ -102,7 +161,7 @@ class Case:
         self.normalized, reach = f.y, float(np.abs(f.xhat).max())
         wide = dtype == np.float64 or self.exact
         self.rounding = 2.0**-53 if wide else 2.0**-24
-        self.silu_rounding = 2.0**-53 if dtype == np.float64 else 2.0**-24  # of exact float32 data, SILU is float32
+        self.smooth_rounding = 2.0**-53 if dtype == np.float64 else 2.0**-24  # of exact float32 data too
         w, b = np.abs(self.weight), np.abs(self.bias)
         self.terms = None
         if dtype == np.float32 and not self.exact:  # as of `check_forward`: how far what was normalised may be
@@ -115,6 +174,10 @@ class Case:
     def seen(self, array):
         """Return data as kernels see them."""
         return array.view(np.intc) if self.exact else array
+
+    def seen_all(self, item):
+        """Return a part of a tail likewise."""
+        return self.seen(item) if isinstance(item, np.ndarray) else item
 
     def tail(self, activation, residual):
         """Return what is done after the normalization, as kernels see it."""
@@ -131,21 +194,24 @@ class Case:
         return y
 
     def check_forward(self, y, activation, residual):
-        """A residual rounds once more, SILU, whose slope is at most 1.1, 8 times more (see `test_silu`)."""
+        """A residual rounds once more, a smooth activation, whose slope is at most 1.13, 11 times more.
+
+        See `test_smooth_activations`.
+        """
         z = self.normalized + residual
         expected = act(z, activation)
-        of_silu = 8 * self.silu_rounding * np.abs(expected) if activation is SILU else 0
+        smooth = 0 if activation in (None, *BENT) else 11 * self.smooth_rounding * np.abs(expected)
         if self.terms is None:
-            check(y, expected, 1.1 * (self.off + self.rounding * np.abs(z)) + of_silu)
+            check(y, expected, 1.13 * (self.off + self.rounding * np.abs(z)) + smooth)
         else:  # the last rounding is among these
-            check_terms(y, expected, self.terms, 0.1 * self.off + 1.1 * self.rounding * np.abs(z) + of_silu)
+            check_terms(y, expected, self.terms, 0.13 * self.off + 1.13 * self.rounding * np.abs(z) + smooth)
 
 
 @EITHER_STATISTICS
 @EVERY_FAMILY
 @pytest.mark.parametrize(("activation", "added", "dtype"), mostly_slow(OUTPUTS))
 def test_outputs(rng, monkeypatch, activation, added, dtype, name, frozen):
-    case = Case(rng, monkeypatch, name, frozen, dtype)
+    case = Case(rng, monkeypatch, name, frozen, dtype, activation)
     residual = draw(rng, case.shape, case.dtype, std=2)
     residual.flags.writeable = False
     tail = case.tail(activation, residual if added else None)
@@ -158,35 +224,91 @@ def test_outputs(rng, monkeypatch, activation, added, dtype, name, frozen):
         np.testing.assert_array_equal(case.forward(over, case.tail(activation, over)), y)
 
 
+def backward(case, dy, x, dx, *tail):
+    """Write dx, and what a tail writes; return the sums."""
+    given = [case.seen(array) for array in (dy, x, dx)]
+    own = launch.plan_of(given[1])
+    dy, x, dx = (launch.data_of(array, own) for array in given)
+    sums = np.empty((2, case.shape[1]))
+    tail = tail[0] if len(tail) == 1 else tail_of(map(case.seen_all, tail), own)
+    options = case.frozen, own.past_cache[1], own.groups
+    kernel(own.backward).launch(x.dtype, own.parallel, dy, x, case.saved, *options, dx, sums, tail)
+    return sums
+
+
+def sums_then_gradient(case, dy, x, dx, *tail):
+    """Do the same by two kernels."""
+    given = [case.seen(array) for array in (dy, x, dx)]
+    own = launch.plan_of(given[1])
+    dy, x, dx = (launch.data_of(array, own) for array in given)
+    sums = np.empty((2, case.shape[1]))
+    first, second = (tail[0],) * 2
+    if len(tail) > 1:
+        tail = [case.seen_all(item) for item in tail]
+        first, second = tail_of(tail[:2], own), tail_of([*tail, WRITE], own)
+    options = float(case.shape[0] * case.shape[2]), case.frozen, own.past_cache[1], own.groups
+    kernel(own.sums).launch(x.dtype, own.parallel, dy, x, case.saved, sums, first)
+    kernel(own.gradient).launch(x.dtype, own.parallel, dy, x, case.saved, sums, *options, dx, second)
+    return sums
+
+
 @EITHER_STATISTICS
 @EVERY_FAMILY
-@pytest.mark.parametrize(("activation", "dtype"), mostly_slow(GRADIENTS))
-def test_gradients(rng, monkeypatch, activation, dtype, name, frozen):
-    case = Case(rng, monkeypatch, name, frozen, dtype)
-    shape, x, saved, dtype = case.shape, case.x, case.saved, case.dtype
-    dy = draw(rng, shape, dtype)
-    if activation is not SILU:  # on which side of a bend z lies nobody can say who is not exact
-        dy[np.minimum(np.abs(case.normalized), np.abs(case.normalized - 6)) <= case.off] = 0
+@pytest.mark.parametrize(("activation", "added", "dtype"), mostly_slow(GRADIENTS))
+def test_gradients(rng, monkeypatch, activation, added, dtype, name, frozen):
+    case = Case(rng, monkeypatch, name, frozen, dtype, activation)
+    shape, x, dtype = case.shape, case.x, case.dtype
+    dy, residual = draw(rng, shape, dtype), draw(rng, shape, dtype)
+    z = case.normalized + (residual.astype(np.longdouble) if added else 0)
+    if activation in BENT:  # on which side of a bend z lies nobody can say who is not exact
+        dy[np.minimum(np.abs(z), np.abs(z - 6)) <= np.max(case.off) + case.rounding * np.abs(z).max()] = 0
     case.forward(poisoned(shape, dtype), case.tail(activation, np.zeros_like(x)))  # fills `saved`
-    expected = reference.backward(dy * slope(case.normalized, activation), x, case.weight, **case.given)
-    # The slope of SILU is at most 1.1, its own 1/2; it errs by 9 roundings of it and 8 of what it is the sum of, at
-    # most 0.3, and is once more rounded as dy times it is.
-    off = 0.1 * case.relative + 0.5 * np.max(case.off) + 14 * case.silu_rounding if activation is SILU else 0
+    incoming = dy * slope(z, activation)
+    expected = reference.backward(incoming, x, case.weight, **case.given)
+    # A slope is at most 1.13 and its own 1; it errs by 11 roundings of it and 9 of what it is the sum of, at most 0.3,
+    # and is once more rounded as dy times it is. What goes to the residual is rounded to be stored, and then read.
+    off = 0.0
+    if activation not in BENT:
+        off = 0.13 * case.relative + np.max(case.off) + case.rounding * np.abs(z).max() + 16 * case.smooth_rounding
+    if added:
+        off += 1.13 * np.finfo(dtype).eps / 2
+    off = float(off * np.abs(dy).max())
     f = reference.forward(x, **case.given)
-    for over_sums in (False, True):
-        dx = poisoned(shape, dtype)
-        given, out = (case.seen(dy), case.seen(x), saved), case.seen(dx)
-        if over_sums:
-            sums = launch.sums(*given, activation)
-            launch.gradient(*given, sums, shape[0] * shape[2], frozen, out, activation)
-        else:
-            sums = launch.backward(*given, frozen, out, activation)
+    for run in (backward, sums_then_gradient) if name in (*SMALL, *QUICK) else (backward,):
+        dx, dresidual = poisoned(shape, dtype), poisoned(shape, dtype)
+        sums = run(case, dy, x, dx, activation, *((residual, dresidual) if added else ()))
         gradients = fastbn.Gradients(dx, sums[1], sums[0])
-        check_backward(gradients, expected, dy, f, case.weight, off=off * float(np.abs(dy).max()), exact=case.exact)
+        check_backward(gradients, expected, dy, f, case.weight, off=off, exact=case.exact)
+        if added:
+            check(dresidual, incoming, off)
+        if dtype != np.float32:
+            continue
+        over, again = dy.copy(), poisoned(shape, dtype)  # dx may be dy
+        run(case, over, x, over, activation, *((residual, again) if added else ()))
+        np.testing.assert_array_equal(over, dx)
+        np.testing.assert_array_equal(again, dresidual if added else again)
 
 
 @EITHER_STATISTICS
-@pytest.mark.parametrize("name", ["small, channels last", "small, channels first"])
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(n, marks=SLOW) for n in QUICK)])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=SLOW)])
+def test_in_place(rng, monkeypatch, name, dtype, frozen):
+    """A backward pass whose x holds y has the bits of one whose x is what y was made of, and whose dy came through."""
+    case = Case(rng, monkeypatch, name, frozen, dtype)
+    dy, y = draw(rng, case.shape, dtype), draw(rng, case.shape, dtype)
+    case.saved[:] = rng.uniform(0.5, 2, case.saved.shape)
+    z = np.where(y > 0, y, y / dtype(LEAKY.slope))
+    through = np.where(y > 0, dy, dy * dtype(LEAKY.slope))
+    for run in (backward, sums_then_gradient) if config.DISABLE_JIT else (backward,):
+        expected, dx = poisoned(case.shape, dtype), poisoned(case.shape, dtype)
+        sums = run(case, through, z, expected, None)
+        found = run(case, dy, y, dx, inverse(LEAKY))
+        np.testing.assert_array_equal(dx, expected)
+        np.testing.assert_array_equal(found, sums)
+
+
+@EITHER_STATISTICS
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize(("activation", "added", "dtype"), mostly_slow(OUTPUTS))
 def test_whole_calls(rng, monkeypatch, activation, added, dtype, name, frozen):
     """The kernels for small tensors write the bits of the others, forward and back."""
@@ -208,14 +330,20 @@ def test_whole_calls(rng, monkeypatch, activation, added, dtype, name, frozen):
     assert whole(x, *parameters, *running, 0.1, 1.0, EPS, not frozen, target, saved, tail) == DONE
     np.testing.assert_array_equal(y, expected)
 
-    expected, dx = poisoned(shape, dtype), poisoned(shape, dtype)
-    sums = launch.backward(seen(dy), seen(case.x), case.saved, frozen, seen(expected), activation)
+    if activation is None:  # what comes back to the residual is dy
+        return
+    (expected, other), (dx, another) = poisoned((2, *shape), dtype), poisoned((2, *shape), dtype)
+    first, second = ((residual, written) if added else () for written in (other, another))
+    sums = backward(case, dy, case.x, expected, activation, *first)
     found = np.empty((2, shape[1]), kind)
-    whole = kernel(own.call_backward).get(x.dtype, False, activation)
+    tail = tail_of([activation, *map(seen, second)], own) if added else activation
+    whole = kernel(own.call_backward).get(x.dtype, False, tail_key(tail))
     arrays = launch.data_of(seen(dy), own), x, case.saved, frozen, launch.data_of(seen(dx), own)
-    assert whole(*arrays, found[1], found[0], activation) == DONE
+    assert whole(*arrays, found[1], found[0], tail) == DONE
     np.testing.assert_array_equal(dx, expected)
     np.testing.assert_array_equal(found, sums.astype(kind))
+    if added:
+        np.testing.assert_array_equal(another, other)
 
 
 # ---------------------------------------------------------------- how a tail is told
@@ -224,7 +352,7 @@ def test_whole_calls(rng, monkeypatch, activation, added, dtype, name, frozen):
 def test_kernels_are_told_apart_by_their_tail():
     """A kernel with a tail is another one than without, in this process and in the cache on disk."""
     one, other = np.zeros(3), np.ones(3)
-    tails = None, SILU, (None, one), (SILU, one)
+    tails = None, SILU, (None, one), (SILU, one), (SILU, one, other), (SILU, one, other, WRITE), (LEAKY, one)
     assert len({tail_key(tail) for tail in tails}) == len(tails)
     assert tail_key((SILU, one)) == tail_key((SILU, other)) == (SILU, RESIDUAL)
     get = kernel("normalize_channels_last").get
@@ -238,7 +366,8 @@ def test_a_pair_has_the_type_of_a_plain_one(dtype):
     for residual in (np.zeros((2, 3), dtype), np.zeros((2, 3, 4), dtype)):
         for writeable in (True, False):
             residual.flags.writeable = writeable
-            assert typeof(WithResidual((RELU6, residual))) == typeof((RELU6, residual))
+            for tail in ((RELU6, residual), (LEAKY, residual, residual.copy()), (RELU6, residual, residual, WRITE)):
+                assert typeof(WithResidual(tail)) == typeof(tail)
 
 
 @pytest.mark.skipif(bool(config.DISABLE_JIT), reason="nothing has an address under NUMBA_DISABLE_JIT")

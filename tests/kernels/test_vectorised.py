@@ -12,9 +12,10 @@ from numba import config, njit, types
 from assembly import DECODING, Loop, check, complaints, has, innermost_loops, is_single
 from fastbn_kernels.cpu import overlapped
 from fastbn_kernels.cpu.loops import row_streams, segments
+from fastbn_kernels.cpu.simd import normal
 from fastbn_kernels.cpu.simd.exponential import OF_DOUBLE, OF_FLOAT
 from fastbn_kernels.cpu.simd.ops import LANES, add, centre, fma, load, mul, splat, store, total, widen
-from fastbn_kernels.cpu.simd.tails import SILU
+from fastbn_kernels.cpu.simd.tails import GELU, SILU
 
 pytestmark = [
     pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86-64 assembly"),
@@ -31,9 +32,9 @@ EVERY_DTYPE = pytest.mark.parametrize(
 )
 
 # The arguments of a function, a letter each: x, data; y, results; p, parameters a column; s, sums of columns; i, an
-# index; f, a number, and a digit, so many in a tuple; b, a flag; -, None; t, SILU; r, SILU after a residual. And what
-# one turn of each of its loops does. Sums multiply the first of a chain of vectors and fuse the others. A loop is
-# made of the forward pass, of the backward pass, and of that through frozen statistics.
+# index; f, a number, and a digit, so many in a tuple; b, a flag; -, None; t, SILU; g, GELU; r, SILU after a residual.
+# And what one turn of each of its loops does. Sums multiply the first of a chain of vectors and fuse the others. A
+# loop is made of the forward pass, of the backward pass, and of that through frozen statistics.
 EIGHT = {"centred": 8, "fma": 7, "mul": 1, "add": 7, "chains": 1, "wide": 2}
 MORE, LAST = {"centred": 4, "more": 4, "short": 2}, {"centred": 1, "more": 1}
 ONE = {"centred": 1, "mul": 1, "wide": 2}
@@ -90,6 +91,7 @@ def compiled(function, letters, data):
         "b": types.boolean,
         "-": types.none,
         "t": SILU.type,
+        "g": GELU.type,
         "r": types.Tuple((SILU.type, types.Array(data, ndim, "C", readonly=True))),
     } | {str(count): types.UniTuple(types.float64, count) for count in (1, 2, 4, 7)}
     signature = tuple(kinds[letter] for letter in letters)
@@ -118,6 +120,17 @@ def test_an_exponential_is_made_of_whole_vectors(letters, residual, data):
         of_float32 = Loop(fma=len(OF_FLOAT.q) + 1, mul=4, add=1)
         wanted = Loop(centred=1, fma=1 + 2, add=1 + residual, loads=1 + residual, single=of_float32)
     loops = innermost_loops(compiled(segments.write_segment, letters, data))
+    found = [[each for each in complaints(loop, wanted, data) if "stack" not in each] for loop in loops]
+    assert [] in found, sorted(found, key=len)[:3]
+
+
+@pytest.mark.skipif(not has("fma"), reason="what a square is rounded by takes a dozen of instructions there")
+@pytest.mark.parametrize("data", [types.float32, types.float64], ids=str)
+def test_gelu_is_made_of_whole_vectors(data):
+    of, ratio = (OF_FLOAT, normal.OF_FLOAT) if is_single(data) else (OF_DOUBLE, normal.OF_DOUBLE)
+    polynomials = len(of.q) + 1 + len(ratio.above) - 1 + len(ratio.below) - 1
+    wanted = Loop(centred=1, fma=1 + 4 + polynomials + 1, mul=5, add=2, loads=1)
+    loops = innermost_loops(compiled(segments.write_segment, "-xii4ybg", data))
     found = [[each for each in complaints(loop, wanted, data) if "stack" not in each] for loop in loops]
     assert [] in found, sorted(found, key=len)[:3]
 

@@ -67,6 +67,13 @@ def test_the_table_holds_the_summary(quick, written):
             assert f" {100 * found['ratio']:.0f} %" in row_of(f"{task.title}: fastbn")
 
 
+def test_a_bias_before_batch_norm_has_no_gradient(quick):
+    """It is a sum of 60 float32 values that is zero: each is off by 2^-24 of some 1e-3."""
+    bias, weight = digits.redundant_bias(digits.load())
+    assert bias < 60 * 2.0**-24 * weight
+    assert f"its largest gradient in a first step is {bias:.0e}" in " ".join(quick[0].split())
+
+
 def test_the_figure_is_an_image(quick):
     from matplotlib.image import imread
 

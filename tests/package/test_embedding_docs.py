@@ -22,6 +22,14 @@ def test_code_in_the_page_is_valid_python():
         ast.parse(block)
 
 
+@pytest.mark.parametrize("title", ["Folding"])
+def test_sections_that_are_whole_programs_run(title):
+    section = PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert "assert" in block
+    exec(compile(block, f"{title} in docs/embedding.md", "exec"), {})
+
+
 def test_links_lead_to_files():
     found = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", PAGE)
     assert found

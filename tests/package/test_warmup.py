@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fastbn import warmup
-from fastbn.backends.cpu import masked, plan
+from fastbn.backends.cpu import ghosts, masked, plan
 from fastbn_kernels import cpu
 from fastbn_kernels.build.decorators import Kernel
 
@@ -173,7 +173,7 @@ def test_what_is_listed():
             found.add((kernel.name, dtype.char, parallel))
     assert ordinary < rare
     assert {name.split("_")[0] for name, *_ in rare - ordinary if name not in {n for n, *_ in ordinary}} == {
-        "moments", "sums", "gradient", "jvp", "double",
+        "moments", "sums", "gradient", "jvp", "double", *warmup.WHITENING,
     }  # fmt: skip
     assert all(not parallel for name, _, parallel in rare if name.startswith(("call_", "large_")))
     kernel = "forward_short_segments"
@@ -182,6 +182,7 @@ def test_what_is_listed():
     assert {name.rsplit("_channels_")[0] for name in exact if "_channels_" in name} == {
         "moments", "jvp", "double_backward", "normalize", "sums", "gradient",
     }  # fmt: skip
+    assert set(warmup.WHITENING) <= exact
     assert not {name for name in exact if name.startswith(("moments", "jvp"))} & {n for n, c, _ in rare if c == "f"}
     for precision, chars in (("fast", "f"), ("exact", "i")):
         found = list(warmup.tasks(["float32"], False, precision))
@@ -192,7 +193,7 @@ def test_what_is_listed():
 
 
 def test_plans_can_name_every_kernel_and_nothing_else():
-    names = [*plan.kernels(), *masked.KERNELS]
+    names = [*plan.kernels(), *warmup.WHITENING, *masked.KERNELS, *ghosts.KERNELS]
     assert len(set(names)) == len(names)
     assert set(names) == set(cpu.MODULE_OF)
     for name in names:

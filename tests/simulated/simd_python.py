@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,8 @@ def centre(array: Array, vector: Array, minus: Array, unit: Array) -> Array:
 
 def add(a: Array, b: Array) -> Array:
     """Return a + b."""
-    return a + b
+    with np.errstate(over="ignore"):
+        return a + b
 
 
 def sub(a: Array, b: Array) -> Array:
@@ -187,6 +189,40 @@ def arithmetic(array: Array, vector: Array) -> Array:
 def exp_neg_abs(array: Array, a: Array) -> Array:
     """Return exp(-|a|) as `narrow` returns a, but of a as it is; rounded once, where its own errs by two units."""
     return narrow(array, np.exp(-np.abs(a).astype(np.float64)))
+
+
+def _normal(a: Array) -> tuple[Array, Array, Array]:
+    """Return a, at least -40, its normal distribution, and the density."""
+    wide = np.maximum(a.astype(np.float64), -40)
+    exact = -wide.astype(np.longdouble) / np.sqrt(np.longdouble(2))
+    rounded = exact.astype(np.float64)  # whose error counts far from zero
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        bell = np.exp(-exact * exact) / np.sqrt(np.longdouble(np.pi))
+        off = np.where(bell > 0, bell * (exact - rounded), 0)
+        beyond = np.array([math.erfc(x) / 2 for x in rounded]) - off
+    return wide, beyond.astype(np.float64), (bell / np.sqrt(np.longdouble(2))).astype(np.float64)
+
+
+def gelu(array: Array, a: Array) -> Array:
+    """Return a (1 + erf(a / sqrt(2))) / 2 likewise."""
+    wide, phi, _ = _normal(a)
+    return narrow(array, wide * phi)
+
+
+def gelu_slope(array: Array, a: Array) -> Array:
+    """Return its derivative likewise."""
+    wide, phi, density = _normal(a)
+    return narrow(array, phi + np.minimum(wide, 40) * density)
+
+
+def tanh(a: Array) -> Array:
+    """Return tanh(a)."""
+    return np.tanh(a)
+
+
+def where_above(a: Array, b: Array, c: Array) -> Array:
+    """Return b in lanes where a is positive, else c."""
+    return np.where(a > 0, b, c)
 
 
 def where_positive(a: Array, b: Array) -> Array:
@@ -247,6 +283,17 @@ def put(array: Array, row: int, index: int, count: int, vector: Array) -> None:
     assert 0 <= index <= index + count <= array.shape[1]
     with np.errstate(over="ignore"):
         array[row, index : index + count] = vector[:count]
+
+
+def put_value(array: Array, index: int, number: float) -> None:
+    """Write a float64 number to array.flat[index], as the array stores it."""
+    span(array, index, 1)[...] = encode(fitted(array, np.array([number])), array.dtype)
+
+
+def fitted(array: Array, vector: Array) -> Array:
+    """Return float64 numbers as those that values of an array are computed in."""
+    with np.errstate(over="ignore"):
+        return vector.astype(np.float32) if single(array) else vector
 
 
 def sqrt(a: Array) -> Array:

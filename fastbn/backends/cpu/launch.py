@@ -13,11 +13,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastbn.activations import Activation
 from fastbn.backends.cpu import plan
 from fastbn.moments import held_mean
 from fastbn_kernels.build import spread, threads
 from fastbn_kernels.build.addresses import callable_at
+from fastbn_kernels.build.decorators import tail_key
 from fastbn_kernels.cpu import kernel
+from fastbn_kernels.cpu.params import renormalize as renormalize
+from fastbn_kernels.cpu.simd import tails
 from fastbn_kernels.cpu.simd.tails import WithResidual
 from fastbn_kernels.cpu.small_calls import REFUSED
 from fastbn_kernels.saved import MEAN, MEAN_LO
@@ -57,12 +61,46 @@ def data_of(array: Array, own: plan.Plan) -> Array:
     return array[:, :, 0] if own.in_rows else array
 
 
+def tail(activation: Activation | None, residual: Array | None) -> Any:
+    """Return what is done after the normalization, as launches take it; a residual is (N, C, S), as y."""
+    named = None if activation is None else tails.named(activation.name, activation.slope)
+    return named if residual is None else (named, residual)
+
+
+def tail_back(
+    activation: Activation | None, residual: Array | None, dresidual: Array | None = None, inverse: bool = False,
+    whole: bool = True,
+) -> Any:  # fmt: skip
+    """Return likewise what to go back through.
+
+    `dresidual` is where the gradient of a residual goes, while the `whole` backward pass is done or else its second
+    half; with `inverse` y is given in the place of x.
+    """
+    if activation is None:
+        return None
+    named = tails.named(activation.name, activation.slope)
+    if inverse:
+        assert isinstance(named, tails.LeakyReLU)
+        return tails.inverse(named)
+    if residual is None:
+        return named
+    if dresidual is None:
+        return named, residual
+    return (named, residual, dresidual) if whole else (named, residual, dresidual, tails.WRITE)
+
+
 def tail_of(tail: Any, own: plan.Plan) -> Any:
     """Return what is done after the normalization as the kernels of a plan take it: a residual as they take y."""
     if not isinstance(tail, tuple):
         return tail
-    pair = tail[0], data_of(tail[1], own)
-    return pair if tail[0] is None else WithResidual(pair)
+    return WithResidual(data_of(part, own) if isinstance(part, np.ndarray) else part for part in tail)
+
+
+def bits_of(tail: Any) -> Any:
+    """Return a tail of arrays in the axes that kernels take with 16-bit floats as their bits."""
+    if not isinstance(tail, tuple):
+        return tail
+    return WithResidual(as_bits(part) if isinstance(part, np.ndarray) else part for part in tail)
 
 
 def moments(x: Array, saved: Array) -> None:
@@ -98,7 +136,7 @@ def sums(dy: Array, x: Array, saved: Array, tail: Any = None) -> Array:
     own = plan_of(x)
     found = np.empty((2, saved.shape[1]))
     data = data_of(x, own)
-    kernel(own.sums).launch(data.dtype, own.parallel, data_of(dy, own), data, saved, found, tail)
+    kernel(own.sums).launch(data.dtype, own.parallel, data_of(dy, own), data, saved, found, tail_of(tail, own))
     return found
 
 
@@ -110,7 +148,7 @@ def gradient(
     data = data_of(x, own)
     options = float(count), frozen, own.past_cache[1], own.groups
     kernel(own.gradient).launch(
-        data.dtype, own.parallel, data_of(dy, own), data, saved, sums, *options, data_of(dx, own), tail
+        data.dtype, own.parallel, data_of(dy, own), data, saved, sums, *options, data_of(dx, own), tail_of(tail, own)
     )
 
 
@@ -121,27 +159,29 @@ def backward(dy: Array, x: Array, saved: Array, frozen: bool, dx: Array, tail: A
     data = data_of(x, own)
     options = frozen, own.past_cache[1], own.groups
     kernel(own.backward).launch(
-        data.dtype, own.parallel, data_of(dy, own), data, saved, *options, data_of(dx, own), found, tail
+        data.dtype, own.parallel, data_of(dy, own), data, saved, *options, data_of(dx, own), found, tail_of(tail, own)
     )
     return found
 
 
 # The compiled kernels that do a whole call, by operation, axes and dtype, as plans named them: all small (N, C), and
 # all small (N, C, S), have the same ones. To make a plan and find its kernel anew costs 0.4 of 6 us (32 x 64).
-_small: dict[tuple[str, int, str], Any] = {}
+_small: dict[tuple[str, int, str, Any], Any] = {}
 
 
-def small_call(operation: str, data: Array) -> Any:
-    """Return the compiled kernel that does a whole call on bits of a small x."""
-    key = operation, data.ndim, data.dtype.char
-    found = _small.get(key)
+def small_call(operation: str, data: Array, key: Any) -> Any:
+    """Return the compiled kernel that does a whole call on bits of a small x; `key` is that of its tail."""
+    kept = operation, data.ndim, data.dtype.char, key
+    found = _small.get(kept)
     if found is None:
-        found = _small[key] = kernel(getattr(plan_of(data), operation)).get(data.dtype, False)
+        found = _small[kept] = kernel(getattr(plan_of(data), operation)).get(data.dtype, False, key)
     return found
 
 
 @functools.lru_cache(maxsize=4096)
-def large_call(operation: str, shape: tuple[int, ...], dtype: str, count: int) -> tuple[Any, bool, Any, bool, int]:
+def large_call(
+    operation: str, shape: tuple[int, ...], dtype: str, count: int, key: Any
+) -> tuple[Any, bool, Any, bool, int]:
     """Return what does a whole call on bits of a large x by the kernel of an operation, and how that is launched.
 
     That is (function, parallel, at, past_cache, groups), the last three being its last arguments. To find this takes
@@ -151,48 +191,57 @@ def large_call(operation: str, shape: tuple[int, ...], dtype: str, count: int) -
     own = plan.make(shape[0], shape[1], shape[2] if len(shape) == 3 else 1, dtype, count)
     back = operation == "backward"
     order = "channels_last" if own.in_rows else "channels_first"
-    function = kernel(f"large_{'backward' if back else 'forward'}_{order}").get(bits, False)
-    at = callable_at(kernel(getattr(own, operation)).get(bits, own.parallel))
+    function = kernel(f"large_{'backward' if back else 'forward'}_{order}").get(bits, False, key)
+    at = callable_at(kernel(getattr(own, operation)).get(bits, own.parallel, key))
     return function, own.parallel, at, own.past_cache[back], own.groups
 
 
 def call_forward(
     x: Array, weight: Array, bias: Array, running_mean: Array, running_var: Array, momentum: float, correction: float,
-    eps: float, training: bool, y: Array, saved: Array,
+    eps: float, training: bool, y: Array, saved: Array, tail: Any = None,
 ) -> int:  # fmt: skip
     """Check and do a forward pass of x, (N, C) or (N, C, S) with S > 1, and fill `saved`.
 
-    An empty parameter stands for none. Answer as `small_calls` of the kernels.
+    An empty parameter stands for none, and a residual is as x. Answer as `small_calls` of the kernels.
     """
+    key = None
+    if tail is not None:
+        key, tail = tail_key(tail), bits_of(tail)
     data, target = (x, y) if x.itemsize > 2 else (as_bits(x), as_bits(y))
     parameters = weight, bias, running_mean, running_var
     answer: int
     try:
         if data.size < plan.PARALLEL_FROM:
-            whole = small_call("call_forward", data)
-            answer = whole(data, *parameters, momentum, correction, eps, training, target, saved, None)
+            whole = small_call("call_forward", data, key)
+            answer = whole(data, *parameters, momentum, correction, eps, training, target, saved, tail)
         else:
             operation = "forward" if training else "normalize"
-            function, parallel, *own = large_call(operation, data.shape, data.dtype.char, threads.count())
+            function, parallel, *own = large_call(operation, data.shape, data.dtype.char, threads.count(), key)
             given = data, *parameters, momentum, correction, eps, training, target, saved
-            answer = spread.launch(function, parallel, *given, *own)
+            answer = spread.launch(function, parallel, *given, *own, tail)
     except TypeError:  # Numba's dispatcher: an array of another dtype, memory order or writability
         return REFUSED
     return answer
 
 
-def call_backward(dy: Array, x: Array, saved: Array, frozen: bool, dx: Array, dweight: Array, dbias: Array) -> int:
+def call_backward(
+    dy: Array, x: Array, saved: Array, frozen: bool, dx: Array, dweight: Array, dbias: Array, tail: Any = None
+) -> int:
     """Check and do a backward pass; answer as `small_calls` of the kernels."""
+    key = None
+    if tail is not None:
+        key, tail = tail_key(tail), bits_of(tail)
     arrays = (dy, x, dx) if x.itemsize > 2 else (as_bits(dy), as_bits(x), as_bits(dx))
     data = arrays[1]
     answer: int
     try:
         if data.size < plan.PARALLEL_FROM:
-            whole = small_call("call_backward", data)
-            answer = whole(arrays[0], data, saved, frozen, arrays[2], dweight, dbias, None)
+            whole = small_call("call_backward", data, key)
+            answer = whole(arrays[0], data, saved, frozen, arrays[2], dweight, dbias, tail)
         else:
-            function, parallel, *own = large_call("backward", data.shape, data.dtype.char, threads.count())
-            answer = spread.launch(function, parallel, arrays[0], data, saved, frozen, arrays[2], dweight, dbias, *own)
+            function, parallel, *own = large_call("backward", data.shape, data.dtype.char, threads.count(), key)
+            given = arrays[0], data, saved, frozen, arrays[2], dweight, dbias
+            answer = spread.launch(function, parallel, *given, *own, tail)
     except TypeError:
         return REFUSED
     return answer

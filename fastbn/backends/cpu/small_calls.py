@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn import arithmetic, layout
+from fastbn.activations import NAMES, SLOPE, Activation
 from fastbn.arithmetic import EXACT
 from fastbn.checks.scalars import is_half
-from fastbn.context import Context, Gradients
+from fastbn.context import Beyond, Context, Gradients
 from fastbn_kernels.saved import ROWS
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -58,7 +59,7 @@ def _fits(parameter: Any, channels: int) -> bool:
 
 def forward(
     x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: Any, momentum: Any, correction: Any,
-    eps: Any, axis: Any, precision: Any, out: Any,
+    eps: Any, axis: Any, precision: Any, out: Any, activation: Any, residual: Any,
 ) -> tuple[Array, Context] | None:  # fmt: skip
     """Return y and the context of a forward pass, or None."""
     if type(x) is not NDARRAY or type(axis) is not int or type(eps) is not float or type(momentum) is not float:
@@ -90,6 +91,18 @@ def forward(
     y = np.empty_like(x) if out is None else out
     if type(y) is not NDARRAY or y.shape != shape or y.strides != strides or y.dtype != dtype:
         return None
+    beyond = tail = None
+    if activation is not None or residual is not None:
+        beyond = _beyond(activation, residual)
+        if beyond is None:
+            return None
+        if residual is not None:
+            if residual.shape != shape or residual.strides != strides or residual.dtype != dtype:
+                return None
+            if out is not None or (running_mean is not None and _overlaps(residual, running_mean, running_var)):
+                return None
+            residual = own.compact(arithmetic.seen(residual, precision))
+        tail = (_backend or backend()).tail(beyond.activation, residual)
     saved = np.empty((ROWS, C))
     source, target = x, y
     if precision == EXACT:
@@ -106,6 +119,7 @@ def forward(
         training,
         own.compact(target),
         saved,
+        tail,
     )
     if done == REFUSED:
         return None
@@ -119,10 +133,28 @@ def forward(
         not training,
         None,
         precision,
+        beyond,
     )
     if done == OVER_X:
-        ctx.forget_x()
+        ctx.forget_x(y)
     return y, ctx
+
+
+def _overlaps(array: Array, *others: Any) -> bool:
+    return any(np.may_share_memory(array, other) for other in others)
+
+
+def _beyond(activation: Any, residual: Any) -> Beyond | None:
+    """Return what is done after the normalization, if it is plainly right."""
+    if residual is not None and type(residual) is not NDARRAY:
+        return None
+    known = _known.get(activation) if type(activation) is str else None
+    if activation is not None and known is None:
+        return None
+    return Beyond(known, residual)
+
+
+_known = {name: Activation(name, SLOPE if name == "leaky_relu" else None) for name in NAMES}
 
 
 def backward(dy: Any, ctx: Any, out: Any) -> Gradients | None:
@@ -131,6 +163,9 @@ def backward(dy: Any, ctx: Any, out: Any) -> Gradients | None:
         return None
     x = ctx.x
     if x is None or not ctx.own_statistics:
+        return None
+    beyond = ctx.beyond
+    if beyond is not None and not (beyond.mask is None and beyond.renorm is None):
         return None
     dtype, shape, strides = x.dtype, x.shape, x.strides
     absent = ABSENT.get(dtype)
@@ -145,18 +180,34 @@ def backward(dy: Any, ctx: Any, out: Any) -> Gradients | None:
     dx = np.empty_like(x) if out is None else out
     if type(dx) is not NDARRAY or dx.shape != shape or dx.strides != strides or dx.dtype != dtype:
         return None
+    dresidual = tail = None
+    if beyond is not None:
+        residual = beyond.residual
+        if residual is not None:
+            if beyond.activation is None and out is None:
+                dresidual = dy
+            elif type(residual) is not NDARRAY or out is not None or residual.strides != strides:
+                return None
+            else:
+                dresidual = np.empty_like(x)
+        if beyond.activation is not None:
+            views: list[Any] = [None, None]
+            if dresidual is not None:
+                views = [own.compact(arithmetic.seen(array, ctx.precision)) for array in (residual, dresidual)]
+            tail = (_backend or backend()).tail_back(beyond.activation, *views)
     dweight, dbias = np.empty((2, own.shape[1]), absent.dtype)
     gradient, source, target = dy, x, dx
     if ctx.precision == EXACT:
         gradient, source, target = (arithmetic.seen(array, EXACT) for array in (dy, x, dx))
     done = (_backend or backend()).call_backward(
-        own.compact(gradient), own.compact(source), ctx.saved, ctx.frozen, own.compact(target), dweight, dbias
+        own.compact(gradient), own.compact(source), ctx.saved, ctx.frozen, own.compact(target), dweight, dbias, tail
     )
     if done == REFUSED:
         return None
     if done == OVER_X:
         ctx.forget_x()
-    return Gradients(dx, cast(dweight, ctx.weight_dtype), cast(dbias, ctx.bias_dtype))
+    parameters = cast(dweight, ctx.weight_dtype), cast(dbias, ctx.bias_dtype)
+    return Gradients(dx, *parameters, dresidual, (dbias, dweight), ctx)
 
 
 def cast(gradient: Array, dtype: np.dtype[Any] | None) -> Array | None:

@@ -128,9 +128,11 @@ def _forward_key(
 
 def forward(
     x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: Any, momentum: Any, correction: Any,
-    eps: Any, axis: Any, precision: Any, out: Any,
+    eps: Any, axis: Any, precision: Any, out: Any, activation: Any, residual: Any,
 ) -> tuple[Any, DeviceContext] | None:  # fmt: skip
-    """Return y and the context of a forward pass like one before, or None."""
+    """Return y and the context of a plain forward pass like one before, or None."""
+    if activation is not None or residual is not None:
+        return None
     key, found = _forward_key(
         x, weight, bias, running_mean, running_var, training, momentum, correction, eps, axis, precision, out
     )
@@ -162,7 +164,7 @@ def keep_forward(there: DeviceCall, ctx: DeviceContext, launched: tuple[Any, lis
     if not there.as_it_came or len(_recipes) >= MOST:
         return
     _libraries[type(there.x)] = there.library
-    x, weight, bias, running_mean, running_var, out = call.given
+    x, weight, bias, running_mean, running_var, out, _ = call.given
     options = call.training, call.momentum, call.correction, call.eps, call.axis, call.precision
     key, _ = _forward_key(x, weight, bias, running_mean, running_var, *options, out)
     if key is not None:

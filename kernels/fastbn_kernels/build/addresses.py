@@ -102,6 +102,20 @@ def _call_kernel(at: Any, arguments: Any) -> Any:
     return at_its_address
 
 
+def call_whole(at: Any, arguments: Any) -> int:
+    """Call likewise a kernel that does a whole call; return its answer."""
+    answer: int = at(*arguments)
+    return answer
+
+
+@overload(call_whole)  # type: ignore[untyped-decorator]
+def _call_whole(at: Any, arguments: Any) -> Any:
+    def at_its_address(at: Any, arguments: Any) -> Any:
+        return call_int(at, arguments)
+
+    return at_its_address
+
+
 def callable_at(compiled: Any) -> Any:
     """Return the address of what `Kernel.get` returned, or itself with ``NUMBA_DISABLE_JIT=1``, when it has none."""
     return compiled if config.DISABLE_JIT else address_of(compiled)

@@ -40,6 +40,7 @@ __all__ = [
     "WriteNCS",
     "WriteP",
     "WriteRC",
+    "in_rows",
     "kernel",
     "prange",
     "scalar",
@@ -107,19 +108,23 @@ ARGUMENTS: dict[str, Callable[[NumbaType], NumbaType]] = {
 
 
 # The last argument of kernels, what is done after the normalization, decides by its type what is compiled. It is None,
-# an activation, or a pair (activation or None, residual): an array of the same dtype and axes as x, which is read. The
-# key of a tail is what functions are kept under: the tail itself, but RESIDUAL in the place of an array.
+# an activation, or a tuple of those, of marks and of arrays of the dtype and axes of x: see `cpu/element.py`. Functions
+# are kept under the key of a tail: the tail itself, but RESIDUAL in the place of an array.
 RESIDUAL = "residual"
 
 
 def tail_key(tail: Any) -> Any:
     """Return the key of a tail."""
-    return (tail[0], RESIDUAL) if isinstance(tail, tuple) else tail
+    if not isinstance(tail, tuple):
+        return tail
+    return tuple(RESIDUAL if isinstance(item, np.ndarray) else item for item in tail)
 
 
 def tail_type(key: Any, data: NumbaType) -> NumbaType:
-    """Return the Numba type of the tails of a key; `data` is that of x."""
-    return types.Tuple((typeof(key[0]), data)) if isinstance(key, tuple) else typeof(key)
+    """Return the Numba type of the tails of a key; `data` is that of x, read-only, as which others are passed too."""
+    if not isinstance(key, tuple):
+        return typeof(key)
+    return types.Tuple([data if item == RESIDUAL else typeof(item) for item in key])
 
 
 # float16 and bfloat16 travel as their bits, told apart by the sign of the integer. float32 travels as it is, to be
@@ -158,7 +163,7 @@ class Kernel:
         """Return the function compiled for data of `dtype`, compiling it or loading it from the cache if need be.
 
         It is the same for either value of `parallel`, unless `spread` does not work with this Numba. `tail` is the key
-        of what is done after the normalization: None, ``SILU``, ``(SILU, RESIDUAL)`` or ``(None, RESIDUAL)``.
+        of what is done after the normalization: None, ``SILU``, ``(None, RESIDUAL)``, ...
         """
         key = dtype.char, parallel, tail
         try:
@@ -229,3 +234,12 @@ class Kernel:
 def kernel(source: Callable[..., Any]) -> Kernel:
     """Make a `Kernel` of a function; see there."""
     return Kernel(source)
+
+
+def in_rows(source: Callable[..., Any]) -> Callable[..., Any]:
+    """Copy a source for data in rows, (R, C) in place of (N, C, S): the same code under other annotations."""
+    assert isinstance(source, python_types.FunctionType)
+    twin = python_types.FunctionType(source.__code__, source.__globals__, f"{source.__name__}_in_rows")
+    twin.__annotations__ = {name: kind.replace("NCS", "RC") for name, kind in source.__annotations__.items()}
+    twin.__doc__, twin.__module__, twin.__qualname__ = source.__doc__, source.__module__, twin.__name__
+    return twin

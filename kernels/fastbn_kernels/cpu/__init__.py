@@ -59,9 +59,14 @@ MODULES = {
     "overlapped": ("forward_overlapped", "backward_overlapped"),
     "jvp": ("jvp_channels_first", "jvp_tiles", "jvp_channels_last"),
     "double_backward": ("double_backward_channels_first", "double_backward_tiles", "double_backward_channels_last"),
+    "whitening": ("products", "combine"),
     "small_calls": (
         "call_forward_channels_first", "call_forward_channels_last",
         "call_backward_channels_first", "call_backward_channels_last",
+    ),
+    "ghosts": (
+        "ghosts_forward_channels_first", "ghosts_forward_channels_last",
+        "ghosts_backward_channels_first", "ghosts_backward_channels_last",
     ),
     "large_calls": (
         "large_forward_channels_first", "large_forward_channels_last",

@@ -37,6 +37,7 @@ from fastbn_kernels.cpu.params import (
     normalized_with,
     xhat_sum,
 )
+from fastbn_kernels.cpu.simd.tails import FROZEN
 from fastbn_kernels.cpu.sweeps import block_sums, empty_wide, repeat_rows, tile_sums, write_block, write_tile
 from fastbn_kernels.cpu.tiles import block_bounds, block_tasks, merge_bounds, merge_tasks, tile_count
 
@@ -54,7 +55,7 @@ def write_tile_gradient(
     elif tail is None:
         write_tile(dy, None, c, tile, (params[6],), dx, past_cache, None)
     else:
-        write_tile(dy, x, c, tile, params, dx, past_cache, (tail,))
+        write_tile(dy, x, c, tile, params, dx, past_cache, (tail, FROZEN))
 
 
 @scalar
@@ -206,7 +207,7 @@ def write_block_gradient(
     elif tail is None:
         write_block(dy, None, task, params, dx, past_cache, None)
     else:
-        write_block(dy, x, task, params, dx, past_cache, (tail,))
+        write_block(dy, x, task, params, dx, past_cache, (tail, FROZEN))
 
 
 @kernel

@@ -17,6 +17,7 @@ from fastbn_kernels.cpu.columns import fill_forward, fill_gradient, fill_sums, g
 from fastbn_kernels.cpu.loops.row_streams import sum_rows, write_rows
 from fastbn_kernels.cpu.moments import column_means, sum_columns
 from fastbn_kernels.cpu.params import FORWARD_ROWS, GRADIENT_ROWS
+from fastbn_kernels.cpu.simd.tails import FROZEN
 from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.sweeps import empty_params
 
@@ -64,4 +65,4 @@ def backward_columns(
         elif tail is None:
             write_rows(dy, None, c0, C, R, width, params, c0, dx, False, None)
         else:
-            write_rows(dy, x, c0, C, R, width, params, c0, dx, False, (tail,))
+            write_rows(dy, x, c0, C, R, width, params, c0, dx, False, (tail, FROZEN))

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn_kernels.build.decorators import Array, scalar
-from fastbn_kernels.cpu.params import FORWARD_ROWS
+from fastbn_kernels.cpu.params import FORWARD_ROWS, renormalize
 from fastbn_kernels.cpu.simd.channels import finite, held, put, sqrt, unit_by
 from fastbn_kernels.cpu.simd.ops import add, clamp, div, like, load, mul, param, sub, widen
 from fastbn_kernels.cpu.simd.traced import traced
@@ -93,6 +93,7 @@ def save_moments(x: Array, count: float, offsets: Array, at: int, c0: int, c1: i
         column = at + c - c0
         offset, m2 = param(offsets, 0, column, n), param(offsets, 1, column, n)
         put_moments(x, saved, c, n, finite(widen(load(x, c, n))), offset, m2, count)
+    renormalize(saved, c0, c1)
 
 
 @scalar
@@ -103,6 +104,7 @@ def save_channel_moments(x: Array, count: float, numbers: Array, saved: Array) -
         n = min(LANES, C - c)
         origin, offset, m2 = param(numbers, 0, c, n), param(numbers, 1, c, n), param(numbers, 2, c, n)
         put_moments(x, saved, c, n, origin, offset, m2, count)
+    renormalize(saved, 0, C)
 
 
 # ---------------------------------------------------------------- what values are computed with
@@ -156,6 +158,7 @@ def all_batch_params(x: Array, saved: Array, count: float, eps: float) -> Array:
     """Fill VAR of every channel from its M2, of `count` values; then as `all_params`."""
     for c in range(saved.shape[1]):
         saved[VAR, c] = saved[M2, c] / count
+    renormalize(saved, 0, saved.shape[1])
     return all_params(x, saved, eps)
 
 

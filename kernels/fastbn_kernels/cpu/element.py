@@ -13,11 +13,24 @@ neighbouring columns, which `column_shift` and `column_params` read; in the orde
 scale, shift and, to write dx, slope, offset and the scale of dy.
 
 `tail` is what is done after the normalization. It comes with the kernel's last argument and is handed down as it is, by
-its type: None is nothing, and what else it may be is decided here, when a kernel is compiled: an activation or, in a
-forward pass, (activation or None, residual), an array beside y which is added before. `finish` gets what was normalised
-and returns y; i is the place of the element in y too, and n None or how many lanes count. `incoming` returns the
-gradient by what was normalised, which it computes again. With a tail, frozen statistics do not spare the reading of x:
-it comes in a tuple of one then, `(tail,)`.
+its type: None is nothing, and what else it may be is decided here, when a kernel is compiled. Forward:
+
+    activation, or (activation or None, residual)       residual, an array beside y, is added before the activation
+
+Backward, in kernels that take
+
+    activation, or (activation, residual)       sums alone: what was normalised is computed again
+    (activation, residual, dresidual)           sums and then dx: what is summed writes dresidual, the gradient by what
+                                                was added, and dx is written of that; neither dy nor the residual is
+                                                read again, nor the activation computed
+    (activation, residual, dresidual, WRITE)    dx alone: what writes it writes dresidual too
+    an Inverse                                  any of these: x holds y, the activation of what was normalised
+
+and (any of these, FROZEN) in what writes dx through frozen statistics: with a tail, they do not spare the reading of x.
+dresidual shares memory with nothing else. A last vector may be written twice, of the same values.
+
+`finish` gets what was normalised and returns y; i is the place of the element in y, dy, residual and dresidual too, and
+n None or how many lanes count. `incoming` returns the gradient by what was normalised.
 """
 
 from __future__ import annotations
@@ -25,8 +38,9 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from fastbn_kernels.build.decorators import Array
-from fastbn_kernels.cpu.activations import activated, through
-from fastbn_kernels.cpu.simd.ops import add, centre, fma, keep, load, mul, param, single, splat, sub, widen
+from fastbn_kernels.cpu.activations import activated, through, unbent
+from fastbn_kernels.cpu.simd.ops import add, centre, fma, keep, load, mul, param, single, splat, store, sub, widen
+from fastbn_kernels.cpu.simd.tails import FROZEN, WRITE, Inverse
 from fastbn_kernels.cpu.simd.traced import traced
 from fastbn_kernels.cpu.simd.types import computed, lanes32
 
@@ -48,27 +62,47 @@ def finish(normalized: Vector, x: Array, i: int, n: Count, tail: Any) -> Vector:
     return normalized if activation is None else activated(x, normalized, activation)
 
 
+def _backward(tail: Any) -> tuple[Any, Any, Any, bool]:
+    """Return the activation, residual and dresidual of a tail of a backward pass, and whether WRITE is said."""
+    if not isinstance(tail, tuple):
+        return tail, None, None, False
+    activation, residual, *more = tail
+    return activation, residual, more[0] if more else None, len(more) > 1 and more[1] is WRITE
+
+
 @traced
-def incoming(dy: Array, d: Vector, i: int, n: Count, params: Params, tail: Any) -> Vector:
-    """Return the gradient by what was normalised, from that by y."""
-    grad = load(dy, i, n)
-    return grad if tail is None else through(dy, grad, fma(d, params[2], params[3]), tail)
+def normalized_of(x: Array, i: int, n: Count, tail: Any) -> Vector:
+    """Return what is centred in a backward pass: x, or what it was before an activation was written over it."""
+    value, activation = load(x, i, n), _backward(tail)[0]
+    return unbent(x, value, activation.activation) if isinstance(activation, Inverse) else value
+
+
+@traced
+def incoming(dy: Array, value: Vector, d: Vector, i: int, n: Count, params: Params, tail: Any) -> Vector:
+    """Return the gradient by what was normalised, from that by y; of `value`, what was centred, and d."""
+    grad, (activation, residual, _, _) = load(dy, i, n), _backward(tail)
+    if activation is None:
+        return grad
+    if isinstance(activation, Inverse):  # value has the sign of what was normalised, and its own scale and shift
+        return through(dy, grad, value, activation.activation)
+    z = fma(d, params[2], params[3])
+    return through(dy, grad, z if residual is None else add(z, load(residual, i, n)), activation)
 
 
 # ---------------------------------------------------------------- sums and results
 
 
 @traced
-def centred(x: Array, i: int, n: Count, params: Params) -> Vector:
-    """Return d."""
-    return centre(x, load(x, i, n), params[0], params[1])
-
-
-@traced
 def terms(dy: Array | None, x: Array, i: int, n: Count, params: Params, tail: Any) -> tuple[Vector, Vector]:
     """Return u and d, zero in lanes that do not count."""
-    d = keep(centred(x, i, n, params), n)
-    return (d if dy is None else incoming(dy, d, i, n, params, tail)), d
+    value = load(x, i, n) if dy is None else normalized_of(x, i, n, tail)
+    d = keep(centre(x, value, params[0], params[1]), n)
+    if dy is None:
+        return d, d
+    u, dresidual = incoming(dy, value, d, i, n, params, tail), _backward(tail)[2]
+    if dresidual is not None:
+        store(dresidual, i, n, u)
+    return u, d
 
 
 @traced
@@ -135,18 +169,29 @@ def result(dy: Array | None, x: Array | None, i: int, n: Count, params: Params, 
     """Return y or dx."""
     if x is None:
         return mul(load(dy, i, n), params[0])  # the scale alone
-    d = centred(x, i, n, params)
     if dy is None:
+        d = centre(x, load(x, i, n), params[0], params[1])
         return finish(fma(d, params[2], params[3]), x, i, n, tail)
-    if isinstance(tail, tuple):
-        return mul(incoming(dy, d, i, n, params, tail[0]), params[6])
-    return fma(incoming(dy, d, i, n, params, tail), params[6], fma(d, params[4], params[5]))
+    is_frozen = isinstance(tail, tuple) and tail[-1] is FROZEN
+    if is_frozen:
+        tail = tail[0]
+    _, _, dresidual, writes = _backward(tail)
+    is_there = dresidual is not None and not writes
+    if is_there and is_frozen:
+        return mul(load(dresidual, i, n), params[6])
+    value = normalized_of(x, i, n, tail)
+    d = centre(x, value, params[0], params[1])
+    u = load(dresidual, i, n) if is_there else incoming(dy, value, d, i, n, params, tail)
+    if writes:
+        store(dresidual, i, n, u)
+    return mul(u, params[6]) if is_frozen else fma(u, params[6], fma(d, params[4], params[5]))
 
 
 @traced
 def column_shift(params: Array, at: int, n: Count, tail: Any) -> Params:
     """Return what `first_sums` and `more_sums` take of columns: of a tail, scale and shift too."""
-    return tuple(param(params, row, at, n) for row in ((0, 1) if tail is None else (0, 1, 2, 3)))
+    none = tail is None or isinstance(tail, Inverse)
+    return tuple(param(params, row, at, n) for row in ((0, 1) if none else (0, 1, 2, 3)))
 
 
 @traced

@@ -22,6 +22,7 @@ from fastbn_kernels.build.decorators import (
     ReadP,
     ReadRC,
     Saved,
+    Tail,
     WriteNCS,
     WriteP,
     WriteRC,
@@ -66,37 +67,39 @@ def backward_by(
 def large_forward_channels_last(
     x: ReadRC, weight: ReadP, bias: ReadP, running_mean: WriteP, running_var: WriteP, momentum: float,
     correction: float, eps: float, training: bool, y: WriteRC, saved: Saved, at: int, past_cache: bool, groups: int,
+    tail: Tail,
 ) -> int:  # fmt: skip
     """Do a forward pass by the kernel at an address."""
     parameters = weight, bias, running_mean, running_var
     options = momentum, correction, eps, training
-    return forward_by(at, past_cache, groups, x.shape[0], x, *parameters, *options, y, saved, None)
+    return forward_by(at, past_cache, groups, x.shape[0], x, *parameters, *options, y, saved, tail)
 
 
 @kernel
 def large_forward_channels_first(
     x: ReadNCS, weight: ReadP, bias: ReadP, running_mean: WriteP, running_var: WriteP, momentum: float,
     correction: float, eps: float, training: bool, y: WriteNCS, saved: Saved, at: int, past_cache: bool, groups: int,
+    tail: Tail,
 ) -> int:  # fmt: skip
     """Do a forward pass by the kernel at an address."""
     parameters = weight, bias, running_mean, running_var
     options = momentum, correction, eps, training
-    return forward_by(at, past_cache, groups, x.shape[0] * x.shape[2], x, *parameters, *options, y, saved, None)
+    return forward_by(at, past_cache, groups, x.shape[0] * x.shape[2], x, *parameters, *options, y, saved, tail)
 
 
 @kernel
 def large_backward_channels_last(
     dy: ReadRC, x: ReadRC, saved: Saved, frozen: bool, dx: WriteRC, dweight: WriteP, dbias: WriteP, at: int,
-    past_cache: bool, groups: int,
+    past_cache: bool, groups: int, tail: Tail,
 ) -> int:  # fmt: skip
     """Do a backward pass by the kernel at an address."""
-    return backward_by(at, past_cache, groups, dy, x, saved, frozen, dx, dweight, dbias, None)
+    return backward_by(at, past_cache, groups, dy, x, saved, frozen, dx, dweight, dbias, tail)
 
 
 @kernel
 def large_backward_channels_first(
     dy: ReadNCS, x: ReadNCS, saved: Saved, frozen: bool, dx: WriteNCS, dweight: WriteP, dbias: WriteP, at: int,
-    past_cache: bool, groups: int,
+    past_cache: bool, groups: int, tail: Tail,
 ) -> int:  # fmt: skip
     """Do a backward pass by the kernel at an address."""
-    return backward_by(at, past_cache, groups, dy, x, saved, frozen, dx, dweight, dbias, None)
+    return backward_by(at, past_cache, groups, dy, x, saved, frozen, dx, dweight, dbias, tail)

@@ -43,6 +43,7 @@ from fastbn_kernels.cpu.params import (
 )
 from fastbn_kernels.cpu.simd.masks import WORD, flags, ones
 from fastbn_kernels.cpu.simd.ops import add, load, rounded, single, splat, total, value, widen
+from fastbn_kernels.cpu.simd.tails import FROZEN
 from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.tiles import group_bounds, stretch_shape, stretch_tasks, tile_bounds
 from fastbn_kernels.formulas import finite_or_zero, group, merge
@@ -228,7 +229,7 @@ def write_masked_gradient(
     elif tail is None:
         write_masked_tile(dy, None, c, tile, words, (params[6],), dx, past_cache, None)
     else:
-        write_masked_tile(dy, x, c, tile, words, params, dx, past_cache, (tail,))
+        write_masked_tile(dy, x, c, tile, words, params, dx, past_cache, (tail, FROZEN))
 
 
 @kernel

@@ -33,6 +33,7 @@ from fastbn_kernels.cpu.moments import AGAIN, AGAIN_SINGLE, SAMPLE, merge_rows, 
 from fastbn_kernels.cpu.params import FORWARD_ROWS, GRADIENT_ROWS
 from fastbn_kernels.cpu.simd.channels import finite, held, put
 from fastbn_kernels.cpu.simd.ops import add, fence, like, load, mul, single, value, widen
+from fastbn_kernels.cpu.simd.tails import FROZEN
 from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.sweeps import empty_params, repeat_rows
 from fastbn_kernels.cpu.tiles import BLOCK, COLUMNS, FEW_BLOCKS, MOST_BLOCKS, TALL, merge_bounds, merge_tasks
@@ -197,7 +198,7 @@ def write_masked_block_gradient(
     elif tail is None:
         write_masked_block(dy, None, rows, task, params, dx, past_cache, None)
     else:
-        write_masked_block(dy, x, rows, task, params, dx, past_cache, (tail,))
+        write_masked_block(dy, x, rows, task, params, dx, past_cache, (tail, FROZEN))
 
 
 @kernel

@@ -11,9 +11,12 @@ from arithmetic of another precision, or from others altogether.
 
 from __future__ import annotations
 
+import math
+
 from fastbn_kernels.build.decorators import Array, scalar
 from fastbn_kernels.cpu.simd.ops import rounded, single
 from fastbn_kernels.formulas import (
+    between,
     coefficients,
     finite_or_zero,
     gradient_coefficients,
@@ -21,7 +24,7 @@ from fastbn_kernels.formulas import (
     sum_with_xhat,
     unit_of,
 )
-from fastbn_kernels.saved import BIAS, INVSTD, M2, MEAN, MEAN_LO, VAR, WEIGHT
+from fastbn_kernels.saved import BIAS, D_MAX, EPS, INVSTD, M2, MEAN, MEAN_LO, R_MAX, ROWS, VAR, WEIGHT, D, R
 
 ForwardParams = tuple[float, float, float, float]
 GradientParams = tuple[float, float, float, float, float, float, float]
@@ -66,9 +69,24 @@ def channel_params(x: Array, saved: Array, c: int, eps: float) -> ForwardParams:
 
 
 @scalar
+def renormalize(saved: Array, c0: int, c1: int) -> None:
+    """Correct WEIGHT and BIAS of channels c0 to c1 from their batch's mean and VAR, if there is renormalization."""
+    if saved.shape[0] == ROWS:
+        return
+    for c in range(c0, c1):
+        r = between(math.sqrt(saved[VAR, c] + saved[EPS, c]) * saved[R, c], 1.0 / saved[R_MAX, c], saved[R_MAX, c])
+        d = (saved[MEAN, c] - saved[D, c] + saved[MEAN_LO, c]) * saved[R, c]
+        d = between(d, -saved[D_MAX, c], saved[D_MAX, c])
+        saved[BIAS, c] += saved[WEIGHT, c] * d
+        saved[WEIGHT, c] *= r
+        saved[R, c], saved[D, c] = r, d
+
+
+@scalar
 def batch_params(x: Array, saved: Array, c: int, count: float, eps: float) -> ForwardParams:
     """Fill VAR of channel c from its M2, of `count` values; then as `channel_params`."""
     saved[VAR, c] = saved[M2, c] / count
+    renormalize(saved, c, c + 1)
     minus, unit, scale, shift = channel_params(x, saved, c, eps)
     return minus, unit, scale, shift
 

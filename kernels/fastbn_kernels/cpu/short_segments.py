@@ -27,9 +27,11 @@ from fastbn_kernels.cpu.params import (
     channel_params,
     gradient_params,
     normalized_with,
+    renormalize,
     xhat_sum,
 )
 from fastbn_kernels.cpu.simd.ops import fence, splat, store
+from fastbn_kernels.cpu.simd.tails import FROZEN
 from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.sweeps import empty_params
 from fastbn_kernels.cpu.tiles import group_bounds, tile_bounds, tile_count
@@ -123,6 +125,7 @@ def forward_short_segments(
         group_moments(x, c0, c1, saved)
         for c in range(c0, c1):
             saved[VAR, c] = saved[M2, c] / np.float64(N * S)
+        renormalize(saved, c0, c1)
         group_normalize(x, c0, c1, saved, eps, y, past_cache, tail)
 
 
@@ -153,4 +156,4 @@ def backward_short_segments(
         elif tail is None:
             write_group(dy, None, c0, width, params, dx, past_cache, None)
         else:
-            write_group(dy, x, c0, width, params, dx, past_cache, (tail,))
+            write_group(dy, x, c0, width, params, dx, past_cache, (tail, FROZEN))

@@ -42,6 +42,7 @@ from fastbn_kernels.cpu.loops.segments import segments_sums, write_segment
 from fastbn_kernels.cpu.moments import block_moments, channel_group, channel_origin, sum_again, tile_shift, unit_again
 from fastbn_kernels.cpu.params import FORWARD_ROWS, GRADIENT_ROWS, as_pair
 from fastbn_kernels.cpu.simd.ops import address
+from fastbn_kernels.cpu.simd.tails import FROZEN
 from fastbn_kernels.cpu.sweeps import block_sums, empty_params, empty_wide, repeat_rows, write_block
 from fastbn_kernels.cpu.tiles import block_tasks, rows_together, tile_count
 from fastbn_kernels.formulas import group, running_average
@@ -249,7 +250,7 @@ def call_backward_channels_first(
             continue
         made = params[0, c], params[1, c], params[2, c], params[3, c], params[4, c], params[5, c], params[6, c]
         if frozen:
-            write_segment(dy, x, start, S, made, dx, False, (tail,))
+            write_segment(dy, x, start, S, made, dx, False, (tail, FROZEN))
         else:
             write_segment(dy, x, start, S, made, dx, False, tail)
     for c in range(C):

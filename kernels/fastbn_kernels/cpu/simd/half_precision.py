@@ -29,6 +29,13 @@ def _has(feature: str) -> bool:
     return f"+{feature}" in (config.CPU_FEATURES or "").split(",")
 
 
+def has_fma() -> bool:
+    """Return whether code is compiled for a processor with a fused multiply-add; elsewhere it is a call of libm."""
+    if not binding.get_default_triple().startswith(("x86_64", "i386", "i686")):
+        return bool(binding.get_default_triple().startswith(("aarch64", "arm64")))
+    return _has("fma")
+
+
 def in_hardware() -> bool:
     """Return whether code is compiled for a processor that converts float16."""
     if not binding.get_default_triple().startswith(("x86_64", "i386", "i686")):

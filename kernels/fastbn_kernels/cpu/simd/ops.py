@@ -25,7 +25,6 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastbn_kernels.cpu.simd import exponential
 from fastbn_kernels.cpu.simd.types import (
     DOUBLE,
     DOUBLES,
@@ -53,7 +52,7 @@ from fastbn_kernels.cpu.simd.types import (
 
 OPERATIONS = (
     "load", "param", "value", "address", "single", "rounded", "store", "stream", "offset_from_line",
-    "prefetch", "fence", "splat", "like", "keep", "centre", "add", "sub", "mul", "div", "fma", "clamp", "exp_neg_abs",
+    "prefetch", "fence", "splat", "like", "keep", "centre", "add", "sub", "mul", "div", "fma", "clamp",
     "where_positive", "where_negative", "where_between", "narrow", "arithmetic", "widen", "total",
 )  # fmt: skip
 
@@ -375,14 +374,15 @@ def clamp(typing: Any, a: Any, low: Any, high: Any) -> tuple[Any, Codegen]:
     return a(a, types.float64, high if open_ else types.float64), codegen
 
 
-def _narrow(array: Any) -> Any:
+def narrow_lanes(array: Any) -> Any:
+    """Return the lanes that `narrow` returns."""
     return lanes64 if array.dtype == types.float64 else lanes32
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def narrow(typing: Any, array: Any, vector: Any) -> tuple[Any, Codegen]:
     """Return a vector of the arithmetic on an array as float32, unless the array is float64."""
-    lanes = _narrow(array)
+    lanes = narrow_lanes(array)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return arguments[1] if vector is lanes else builder.fptrunc(arguments[1], lanes.vector)
@@ -398,18 +398,7 @@ def arithmetic(typing: Any, array: Any, vector: Any) -> tuple[Any, Codegen]:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return arguments[1] if vector is lanes else builder.fpext(arguments[1], lanes.vector)
 
-    return lanes(array, _narrow(array)), codegen
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def exp_neg_abs(typing: Any, array: Any, a: Any) -> tuple[Any, Codegen]:
-    """Return exp(-|a|) as `narrow` returns a, but of a as it is, within 1.5 units in the last place: `exponential`."""
-    lanes = _narrow(array)
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return exponential.exp_neg_abs(builder, arguments[1], lanes.vector)
-
-    return lanes(array, computed(array)), codegen
+    return lanes(array, narrow_lanes(array)), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]

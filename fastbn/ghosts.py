@@ -1,0 +1,65 @@
+"""Ghost batches one after the other, for whatever a backend does not take in one launch.
+
+Hoffer, Hubara and Soudry (2017), "Train longer, generalize better", arXiv:1705.08741.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fastbn import layout
+from fastbn.call import BackwardCall, ForwardCall
+from fastbn.checks.beyond import batch_axis
+from fastbn.context import Context, GhostContext
+from fastbn.moments import BackwardSums
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+def context(call: ForwardCall, y: Array, saved: Array, counts: tuple[int, ...]) -> GhostContext:
+    """Return what a forward pass of ghost batches leaves."""
+    ctx = GhostContext(call.x, call.axis, sum(counts), saved, *call.dtypes, False, None, call.precision, call.beyond)
+    ctx.batch_axis, ctx.counts = batch_axis(call.axis), counts
+    ctx.overwritten(y, call.over_x, call.over_residual)
+    return ctx
+
+
+def forward(call: ForwardCall, compute: Callable[[ForwardCall], tuple[Array, Context]]) -> tuple[Array, Context]:
+    """Return y and the context; `compute` takes each ghost batch and moves the running statistics."""
+    y = layout.empty(call.x) if call.out is None else call.out
+    at, size = batch_axis(call.axis), call.ghost_batch_size
+    assert size is not None
+    parts = []
+    for start in range(0, call.x.shape[at], size):
+        cut = *[slice(None)] * at, slice(start, start + size)
+        x, out = call.x[cut], y[cut]
+        residual, mask = (None if array is None else array[cut] for array in (call.residual, call.mask))
+        given = call.given._replace(x=x, out=out, residual=residual)
+        sub = dataclasses.replace(call, x=x, out=out, residual=residual, mask=mask, ghost_batch_size=None, given=given)
+        parts.append(compute(sub)[1])
+    return y, context(call, y, np.stack([part.saved for part in parts]), tuple(part.count for part in parts))
+
+
+def backward(
+    call: BackwardCall, compute: Callable[[BackwardCall], tuple[Array, Array | None, BackwardSums]]
+) -> tuple[Array, Array | None, list[BackwardSums]]:
+    """Return dx, dresidual and the sums of each ghost batch, as `compute` does of one."""
+    ctx = call.ctx
+    assert isinstance(ctx, GhostContext)
+    dx = layout.empty(call.x) if call.out is None else call.out
+    dresidual: Array | None = None
+    sums = []
+    for g, part in enumerate(ctx.parts()):
+        cut = ctx.cut(g)
+        x, dy, out = call.x[cut], call.dy[cut], dx[cut]
+        residual = None if call.residual is None else call.residual[cut]
+        _, found, own = compute(BackwardCall(part, x, dy, None, out, dy, out, residual))
+        if found is not None:
+            dresidual = layout.empty(call.x) if dresidual is None else dresidual
+            dresidual[cut] = found
+        sums.append(own)
+    return dx, dresidual, sums
