@@ -1,8 +1,8 @@
-"""What goes beyond plain batch norm on a GPU, of launches that there are: several a call, and numbers of channels on the
-host in between, which waits for the GPU.
+"""What goes beyond plain batch norm on a GPU, of launches that there are.
 
-Ghost batches are launched one after the other. Renormalization takes moments first, corrects the parameters by them and
-normalises with both.
+They are several a call, with numbers of channels on the host in between, which waits for the GPU. Ghost batches are
+launched one after the other. Renormalization takes moments first, corrects the parameters by them and normalises with
+both.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastbn import layout
+from fastbn.activations import Activation
 from fastbn.backends.cuda.arrays import library
 from fastbn.backends.cuda.context import DeviceContext, DeviceGhostContext
 from fastbn.backends.cuda.device_call import DeviceCall
@@ -22,9 +23,33 @@ from fastbn.checks.beyond import batch_axis
 from fastbn.checks.place import on_gpu
 from fastbn.context import Context, Gradients
 from fastbn.moments import Moments
+from fastbn_kernels.cuda import tails
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Forward: TypeAlias = Callable[[ForwardCall], tuple[Any, Context]]
+
+
+# ---------------------------------------------------------------- what is done after the normalization
+
+
+def tail(activation: Activation | None, residual: Array | None) -> Any:
+    """Return what is done after the normalization, as launches take it."""
+    named = None if activation is None else tails.named(activation.name, activation.slope)
+    return named if residual is None else (named, residual)
+
+
+def tail_back(
+    activation: Activation | None, residual: Array | None, dresidual: Array | None = None, inverse: bool = False
+) -> Any:
+    """Return likewise what to go back through; with `inverse` y is given in the place of x."""
+    if activation is None:
+        return None
+    named = tails.named(activation.name, activation.slope)
+    if inverse:
+        return tails.inverse(named)
+    if residual is None:
+        return named
+    return (named, residual) if dresidual is None else (named, residual, dresidual)
 
 
 # ---------------------------------------------------------------- ghost batches
@@ -57,9 +82,10 @@ def ghosts_forward(call: ForwardCall, compute: Forward) -> tuple[Any, Context]:
             call, x=call.x[cut], out=target[cut], residual=residual, mask=mask, ghost_batch_size=None, given=given
         )
         parts.append(compute(sub)[1])
+    none = np.empty((0, 0, call.channels))  # what is saved is with the parts
     ctx = DeviceGhostContext(
-        call.given.x, call.axis, call.count, None, *call.dtypes, False, None, call.precision, call.beyond
-    )  # type: ignore[arg-type]
+        call.given.x, call.axis, call.count, none, *call.dtypes, False, None, call.precision, call.beyond
+    )
     ctx.each, ctx.batch_axis, ctx.counts = tuple(parts), at, tuple(part.count for part in parts)
     if call.over_x:
         ctx.forget_x(y)
@@ -102,8 +128,8 @@ def _put(source: Any, target: Any) -> None:
         return
     from fastbn.backends.cuda import launch
 
-    both = (library(array).shadow("dresidual", array) for array in (source, target))
-    launch.copy(*both, library(target).stream(target))
+    own = library(target)
+    launch.copy(own.shadow("dresidual", source), own.shadow("dresidual", target), own.stream(target))
 
 
 def _as(value: Array, theirs: Any) -> Any:
