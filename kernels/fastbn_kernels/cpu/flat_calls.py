@@ -28,10 +28,11 @@ from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, ROWS
 
 # The words: a kernel's address, those of data, and numbers. OUT is y or dx; FIRST and SECOND are the running mean and
 # variance or, backward, dweight and dbias; FLAG is training or, backward, whether the statistics were frozen.
-KERNEL, X, DY, OUT, SAVED, WEIGHT, BIAS, FIRST, SECOND, N, C, S, FLAG, PAST_CACHE, GROUPS, RESIDUAL = range(16)
+KERNEL, X, DY, OUT, SAVED, WEIGHT, BIAS, FIRST, SECOND, N, C, S, FLAG, PAST_CACHE, GROUPS = range(15)
+RESIDUAL, DRESIDUAL = 15, 16
 # And the words that are float64.
-EPS, MOMENTUM, CORRECTION = range(16, 19)
-WORDS = 19
+EPS, MOMENTUM, CORRECTION = range(17, 20)
+WORDS = 20
 
 CHANNELS_LAST, CHANNELS_FIRST = (0, 0), (0, 0, 0)  # values of shapes
 
@@ -89,6 +90,21 @@ def _tail_like(activation: Any, residual: Any, row: Any, shape: Any, like: Any) 
     return without if residual in (types.none, None) else with_residual
 
 
+def tail_back_like(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
+    """Return that of kernels that go back, with where the gradient of the residual goes."""
+
+
+@overload(tail_back_like)  # type: ignore[untyped-decorator]
+def _tail_back_like(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
+    def with_residual(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
+        return activation, array(row[RESIDUAL], shape, like), array(row[DRESIDUAL], shape, like)
+
+    def without(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
+        return activation
+
+    return without if residual in (types.none, None) else with_residual
+
+
 @scalar
 def parameter(row: Any, at: int, own: Any) -> Any:
     """Return the values of a parameter, none of an absent one."""
@@ -129,14 +145,16 @@ def _steps(like: Any, own: Any, form: Any, activation: Any, residual: Any) -> di
         """Go back by a kernel that does everything."""
         row, _, shape, x, dx, saved, dweight, dbias = opened(pointer, like, own, form)
         dy = array(row[DY], shape, like)
-        return call_int(row[KERNEL], (dy, x, saved, row[FLAG] != 0, dx, dweight, dbias, activation)) == REFUSED
+        tail = tail_back_like(activation, residual, row, shape, like)
+        return call_int(row[KERNEL], (dy, x, saved, row[FLAG] != 0, dx, dweight, dbias, tail)) == REFUSED
 
     def backward(pointer: int) -> Any:
         """Sum and write dx by a kernel."""
         row, _, shape, x, dx, saved, dweight, dbias = opened(pointer, like, own, form)
         dy = array(row[DY], shape, like)
         by = row[KERNEL], row[PAST_CACHE] != 0, row[GROUPS]
-        return backward_by(*by, dy, x, saved, row[FLAG] != 0, dx, dweight, dbias, activation) == REFUSED
+        tail = tail_back_like(activation, residual, row, shape, like)
+        return backward_by(*by, dy, x, saved, row[FLAG] != 0, dx, dweight, dbias, tail) == REFUSED
 
     def restore(pointer: int) -> Any:
         """Fill `saved` for a backward pass: with running statistics if frozen, else from float64 means and invstds."""
