@@ -7,6 +7,7 @@ side by side in memory, and a copy elsewhere. Parameters and running statistics 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from fastbn.checks import arrays, scalars
 from fastbn.checks.place import on_gpu
 from fastbn.context import Context, Gradients
+from fastbn.moments import Moments
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -33,6 +35,20 @@ class AxesContext(Context):
 
     inner: Context
     axes: Axes
+
+    @property
+    def batches(self) -> int:
+        """Return how many batches had statistics of their own."""
+        return self.inner.batches
+
+    def parts(self) -> Iterator[Context]:
+        """Return a context of each of them, with these axes as one."""
+        return self.inner.parts()
+
+    @property
+    def moments(self) -> Moments | None:
+        """Return the batch statistics in one row, or None."""
+        return self.inner.moments
 
 
 class Axes:

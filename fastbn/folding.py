@@ -92,10 +92,9 @@ def fold(
         factors = factors.reshape(*factors.shape, *(1 for _ in range(array.ndim - 2)))
         factors = np.moveaxis(factors, (0, 1), (beside, index))
     _bias(bias, mean.size)
-    wide = array.astype(np.float64)
-    given = 0.0 if bias is None else _floats("bias", bias).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # what is infinite stays so, without a warning
-        folded = wide * factors
+        folded = array.astype(np.float64) * factors
+        given = 0.0 if bias is None else _floats("bias", bias).astype(np.float64)
         constant = (given - mean) * scale + shift
     return _rounded("weight", folded, array.dtype), _rounded("bias", constant, _dtype(bias, array))
 
@@ -166,24 +165,22 @@ def fold_next(
     beside = _beside("out_axis", out_axis, axis, array)
     groups = _groups(groups)
     mean, scale, shift = _affine(bn)
-    shift = shift - mean * scale
     inputs, outputs = array.shape[index], array.shape[beside]
-    wide = np.moveaxis(array.astype(np.float64), (beside, index), (0, 1))
-    if inputs == mean.size:  # a row of factors for all outputs, which, if there are groups, are those of one
-        if inputs % groups:
-            raise ValueError(f"groups: expected a divisor of the {inputs} input channels, got {groups}")
-        by_row, shifts = scale[np.newaxis], shift[np.newaxis]
-        outputs *= groups
-    else:
+    is_whole = inputs == mean.size  # all inputs stand on their axis, and the outputs of a group on the other
+    if not is_whole:
         _grouped(array, index, groups, mean.size, "input")
-        by_row, shifts = (_repeated(values, groups, outputs, beside) for values in (scale, shift))
-    _bias(bias, outputs)
-    rest = tuple(range(2, array.ndim))
+    elif inputs % groups:
+        raise ValueError(f"groups: expected a divisor of the {inputs} input channels, got {groups}")
+    _bias(bias, outputs * groups if is_whole else outputs)
     with np.errstate(over="ignore", invalid="ignore"):
-        folded = wide * by_row.reshape(*by_row.shape, *(1 for _ in rest))
+        tables = scale, shift - mean * scale
+        rows, shifts = (t[np.newaxis] if is_whole else _repeated(t, groups, outputs, beside) for t in tables)
+        wide = np.moveaxis(array, (beside, index), (0, 1)).astype(np.float64)
+        rest = tuple(range(2, array.ndim))
+        folded = wide * rows.reshape(*rows.shape, *(1 for _ in rest))
         sums = wide.sum(rest) * shifts
-        if inputs == mean.size:  # (out / groups, groups, in / groups) to (groups, out / groups)
-            sums = sums.reshape(len(sums), groups, -1).swapaxes(0, 1)
+        if is_whole:  # (out / groups, groups, in / groups) to (groups, out / groups)
+            sums = sums.reshape(outputs, groups, inputs // groups).swapaxes(0, 1)
         constant = sums.sum(-1).reshape(-1)
         if bias is not None:
             constant = constant + _floats("bias", bias).astype(np.float64)
@@ -275,6 +272,11 @@ def _affine(bn: Any) -> tuple[Array, Array, Array]:
     if not all(hasattr(bn, name) for name in NEEDED):
         raise TypeError(
             f"bn: expected a fastbn.BatchNorm, or what has {', '.join(NEEDED)}, got {scalars.described(bn)}"
+        )
+    if getattr(bn, "activation", None) is not None:
+        raise ValueError(
+            f"bn: expected a layer without an activation, which no weight can hold, got {bn.activation!r}; "
+            "fold a BatchNorm without it, and do it after the folded layer"
         )
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError(

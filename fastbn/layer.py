@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -218,7 +219,7 @@ class BatchNorm:
             self.num_batches_tracked += 1
             new = 1.0 / self.num_batches_tracked
             for running, value in ((self.running_mean, batch.mean), (self.running_var, batch.var(self.correction))):
-                running[...] = running * (1.0 - new) + value * new
+                running[...] = running * (1.0 - new) + value.reshape(running.shape) * new
 
     def backward(self, dy: Array, *, out: Array | None = None) -> Array:
         """Return the gradient by x of the last call, and set `dweight`, `dbias` and `dresidual`.
@@ -357,6 +358,36 @@ class BatchNorm:
             array[...] = checked[name]
         if self.track_running_stats:
             self.num_batches_tracked = int(checked["num_batches_tracked"])
+
+    def to_onnx(self, *, ndim: int = 4, dtype: Any = None, opset: int = 15) -> Any:
+        """Return an ``onnx.ModelProto`` that does what this layer does in inference; needs the package onnx.
+
+        This is `fastbn.adapters.onnx.to_onnx`; `fastbn.adapters.onnx.from_onnx` is the way back. The layer's mode does
+        not matter.
+
+        Parameters
+        ----------
+        ndim : int, default 4
+            How many axes x has.
+        dtype : dtype, optional
+            Of x and y. Default: the layer's.
+        opset : int, default 15
+            The version of ONNX's operators.
+
+        Returns
+        -------
+        onnx.ModelProto
+            One node BatchNormalization, from ``x`` to ``y``, every size but that of the channels open.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If the package onnx is missing.
+        TypeError, ValueError
+            If an argument does not fit, or the layer has no running statistics.
+        """
+        # By its name: the API imports no adapter, and so no host, that nobody asks for.
+        return importlib.import_module("fastbn.adapters.onnx").to_onnx(self, ndim=ndim, dtype=dtype, opset=opset)
 
     def __repr__(self) -> str:
         return (

@@ -12,7 +12,8 @@ from tolerance import check, check_backward, check_forward, statistics
 
 NAMES = (
     "x|weight|bias|running_mean|running_var|training|momentum|correction|eps|axis|moments|precision|out|device|dy|ctx|"
-    r"sums|count|mean|m2|sum_dy|sum_dy_xhat|others|array|num_features|affine|track_running_stats|dtype|mode|state(\[[^:]*\])?"
+    r"sums|count|mean|m2|sum_dy|sum_dy_xhat|others|array|num_features|affine|track_running_stats|dtype|mode|state(\[[^:]*\])?|"
+    r"bn(\.[a-z_]+)?|groups|in_axis|out_axis"
 )
 MESSAGE = re.compile(rf"(?s)({NAMES})(, ({NAMES}))*: expected .*, (but|got) |state: expected the keys")
 MODERATE = 1e15

@@ -14,7 +14,7 @@ import pytest
 import fastbn
 
 ROOT = Path(__file__).parents[2]
-FRAMEWORKS = {"torch", "jax", "tensorflow", "keras", "cupy", "thinc", "sklearn", "matplotlib", "rich", "typer"}
+FRAMEWORKS = {"torch", "jax", "tensorflow", "keras", "cupy", "thinc", "sklearn", "matplotlib", "rich", "typer", "onnx"}
 
 
 def has_tbb():

@@ -1,4 +1,7 @@
-"""No kernel reads or writes behind an array: each ends where a page does, and the next page may not be touched."""
+"""No kernel reads or writes behind an array: each ends where a page does, and the next page may not be touched.
+
+Nor what a mask leaves out: values from there on lie on that page.
+"""
 
 import sys
 
@@ -6,7 +9,7 @@ import pytest
 
 from processes import run
 
-PROGRAM = """
+PAGES = """
 import ctypes, mmap, sys
 import numpy as np, fastbn
 
@@ -14,17 +17,22 @@ PAGE = mmap.PAGESIZE
 libc = ctypes.CDLL(None, use_errno=True)
 kept = []
 
-def at_the_end(array):
-    size = -(-array.nbytes // PAGE) * PAGE
-    memory = mmap.mmap(-1, size + PAGE)
+def at_the_end(array, before=None):
+    # Of an array, or of its first values alone, the rest lying on pages that may not be touched.
+    taken = array.nbytes if before is None else before * array.itemsize
+    size, behind = (-(-count // PAGE) * PAGE for count in (taken, array.nbytes - taken + 1))
+    memory = mmap.mmap(-1, size + behind)
     kept.append(memory)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert libc.mprotect(ctypes.c_void_p(start + size), PAGE, 0) == 0
-    placed = np.frombuffer(memory, array.dtype, array.size, size - array.nbytes).reshape(array.shape)
+    placed = np.frombuffer(memory, array.dtype, array.size, size - taken).reshape(array.shape)
     placed[...] = array
+    assert libc.mprotect(ctypes.c_void_p(start + size), behind, 0) == 0
     return placed
 
 rng = np.random.default_rng()
+"""
+
+PROGRAM = """
 for shape, axis in [
     ((6, 8, 60, 60), 1), ((6, 3, 90, 90), 1), ((3, 5, 7, 7), 1), ((20, 40, 5, 5), 1), ((16, 20, 7, 7), 1),
     ((40, 30), 1), ((70, 1000), 1), ((2000, 40), 1), ((1100, 300), 1), ((33, 9), 1),
@@ -46,4 +54,35 @@ print("untouched")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages as Linux does")
 def test_nothing_behind_an_array_is_touched():
-    assert run(PROGRAM) == "untouched\n"
+    assert run(PAGES + PROGRAM) == "untouched\n"
+
+
+MASKED = """
+from fastbn.backends.cpu import masked
+from fastbn_kernels.saved import ROWS
+
+for shape, left_out in [
+    ((1, 1, 700), 5), ((1, 1, 700), 200), ((2, 1, 9), 3), ((1, 1, 9000), 4000), ((5, 3, 70), 3 * 70),  # channels first
+    ((300, 20, 1), 20), ((300, 20, 1), 200 * 20), ((90, 300, 1), 300),  # rows
+]:
+    before = int(np.prod(shape)) - left_out
+    x, dy = (at_the_end(rng.standard_normal(shape).astype(sys.argv[1]), before) for _ in range(2))
+    mask, saved = np.ones((shape[0], shape[2]), bool), np.ones((ROWS, shape[1]))
+    mask.reshape(-1)[-(left_out // shape[1]):] = False
+    y = at_the_end(np.full(shape, np.nan, sys.argv[1]))
+    masked.moments(x, mask, saved)
+    masked.forward(x, mask, saved, 1e-5, y)
+    assert np.isfinite(saved).all() and np.isfinite(y).all()
+    masked.normalize(x, mask, saved, 1e-5, y)
+    sums = masked.backward(dy, x, mask, saved, False, y)
+    masked.gradient(dy, x, mask, saved, sums, 1.0, True, y)
+    masked.sums(dy, x, mask, saved)
+    assert np.isfinite(sums).all() and np.isfinite(y).all()
+print("untouched")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects pages as Linux does")
+@pytest.mark.parametrize("dtype", ["f4", *(pytest.param(each, marks=pytest.mark.slow) for each in ("f2", "f8"))])
+def test_what_a_mask_leaves_out_is_not_touched(dtype):
+    assert run(PAGES + MASKED, dtype) == "untouched\n"

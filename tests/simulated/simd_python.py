@@ -60,7 +60,8 @@ def load(array: Array, index: int, count: int | Array | None) -> Array:
     """Return array.flat[index : index + LANES], or of a part and zeros."""
     found = reach(count)
     if not found:  # no flag: the index may be anywhere
-        return splat(array, 0.0)
+        zeros: Array = splat(array, 0.0)
+        return zeros
     return keep(_filled(decode(span(array, index, found))), count)
 
 
@@ -252,9 +253,20 @@ def packed(mask: Array, index: int, count: int, vector: int) -> np.uint64:
     return np.uint64(sum(1 << int(i) for i in chosen) << (vector * LANES))
 
 
+def packed_word(mask: Array, index: int) -> np.uint64:
+    """Return the bits of mask.flat[index : index + 64]."""
+    assert 0 <= index <= index + 64 <= mask.size
+    return np.uint64(sum(1 << int(i) for i in np.flatnonzero(mask.reshape(-1)[index : index + 64])))
+
+
 def flags(word: int, vector: int) -> Array:
     """Return the flags of one of the 4 vectors of a word: booleans here."""
     return np.array([int(word) >> (int(vector) * LANES + i) & 1 for i in range(LANES)], bool)
+
+
+def shifted(word: int, following: int, by: int) -> np.uint64:
+    """Return the 64 bits from bit `by` on of a word and the one that follows."""
+    return np.uint64((int(word) | int(following) << 64) >> int(by) & 2**64 - 1)
 
 
 def ones(word: int) -> int:

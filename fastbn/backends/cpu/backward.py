@@ -41,8 +41,8 @@ class Views(NamedTuple):
         return cls(dy, x, residual, mask, saved, sign, template)
 
     def new(self, axis: int) -> tuple[Array, Array]:
-        """Return a new array stored alike, and its view."""
-        array = layout.empty(self.template)
+        """Return a new array stored alike, and its view; zeros, if a mask leaves some of it alone."""
+        array = layout.empty(self.template) if self.mask is None else np.zeros_like(self.template, subok=False)
         return array, layout.of(array, axis).view(array)
 
     def launched(self, operation: str, *arguments: Any) -> Any:

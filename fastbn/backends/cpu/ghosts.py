@@ -123,7 +123,7 @@ def backward(call: BackwardCall) -> tuple[Array, Array | None, list[BackwardSums
     step = _step(x, ctx.axis, ctx.beyond.ghost_batch_size, own)
     dx = layout.empty(x) if call.out is None else call.out
     stored_alike = all(layout.of(array, ctx.axis).fits(own) for array in (dy, dx))
-    if step is None or not stored_alike or ctx.x is None or ctx.mask is not None:
+    if step is None or not stored_alike or ctx.x is None or ctx.mask is not None or ctx.renormalized:
         return None
 
     def seen(array: Array) -> Array:

@@ -2,7 +2,8 @@
 
 Arrays of data come as for `launch`: (N, C, S), as `arithmetic.seen` made them. The mask is booleans (N, S), contiguous,
 for the positions of all channels; where it is False, nothing is read, and zeros are written. Statistics are those of
-the positions that count; without any, means and sums are 0 and variances NaN.
+the positions that count; without any, means and sums are 0 and variances NaN. Where all count, sums are those
+of `launch`.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from fastbn.backends.cpu import plan
-from fastbn.backends.cpu.launch import Array, as_bits
+from fastbn.backends.cpu import launch
+from fastbn.backends.cpu.launch import Array, as_bits, plan_of, with_arrays
 from fastbn.moments import held_mean
-from fastbn_kernels.build import threads
 from fastbn_kernels.cpu import kernel
 from fastbn_kernels.cpu.simd.masks import WORD
-from fastbn_kernels.cpu.simd.tails import WithResidual
 from fastbn_kernels.cpu.tiles import tile_count
 from fastbn_kernels.saved import M2, MEAN, MEAN_LO, VAR
 
 # The dtype that a kernel without data is kept under.
 NO_DATA = np.dtype(np.float64)
+
+# Positions from which threads are woken to pack a mask: some 20 us of one thread.
+PACKED_FROM = 1 << 18
 
 # The names of all kernels that are launched here: of an operation, channels first or last.
 OPERATIONS = "moments", "normalize", "sums", "gradient"
@@ -49,21 +51,19 @@ class Masked:
     """
 
     def __init__(self, x: Array, mask: Array) -> None:
-        self.in_rows = x.shape[2] == 1
+        own = plan_of(x)
+        self.in_rows, self.parallel, self.past_cache = own.in_rows, own.parallel, own.past_cache
+        self.whole_channels = not own.in_rows and own.family != "tiles"
         self.x = self.data(x)
-        several = threads.count() if x.size >= plan.PARALLEL_FROM else 1
-        self.parallel = several > 1
-        channels = x.shape[1]
-        self.whole_channels = not self.in_rows and channels >= plan.BUSY * -(-channels // several) * several
         if self.in_rows:
             rows = np.flatnonzero(mask)
             self.count = rows.size
-            self.chosen: tuple[Array, ...] = ((rows * channels).astype(np.int64, copy=False),)
+            self.chosen: tuple[Array, ...] = ((rows * x.shape[1]).astype(np.int64, copy=False),)
         else:
             N, S = mask.shape
-            words = np.empty((N, -(-S // WORD)), np.uint64)
+            words = np.empty((N, -(-S // WORD) + 1), np.uint64)
             tiles = np.empty((tile_count(N, S) + 1, 2), np.int64)
-            kernel("pack_mask").launch(NO_DATA, self.parallel, mask, words, tiles)
+            kernel("pack_mask").launch(NO_DATA, self.parallel and mask.size >= PACKED_FROM, mask, words, tiles)
             self.count = int(tiles[-1, 0])
             self.chosen = words, tiles
 
@@ -73,11 +73,8 @@ class Masked:
         return array[:, :, 0] if self.in_rows else array
 
     def tail(self, tail: Any) -> Any:
-        """Return what is done after the normalization, with a residual as kernels take it."""
-        if not isinstance(tail, tuple):
-            return tail
-        pair = tail[0], self.data(tail[1])
-        return pair if tail[0] is None else WithResidual(pair)
+        """Return what is done after the normalization, with its arrays as kernels take them."""
+        return with_arrays(tail, self.data)
 
     def launch(self, operation: str, *arguments: Any) -> None:
         """Run the kernel of an operation; arguments are those behind the mask, and before it dy if it is an array."""
@@ -90,12 +87,12 @@ class Masked:
 
     def normalize(self, saved: Array, eps: float, y: Array, tail: Any) -> None:
         """Normalise with MEAN, MEAN_LO and VAR; fill INVSTD."""
-        self.launch("normalize", self.x, *self.chosen, saved, eps, self.data(y), self.tail(tail))
+        self.launch("normalize", self.x, *self.chosen, saved, eps, self.past_cache[0], self.data(y), self.tail(tail))
 
     def sums(self, dy: Array, saved: Array, tail: Any) -> Array:
         """Return the sums of dy and of dy * xhat."""
         found = np.empty((2, saved.shape[1]))
-        self.launch("sums", self.data(dy), self.x, *self.chosen, saved, found, tail)
+        self.launch("sums", self.data(dy), self.x, *self.chosen, saved, found, self.tail(tail))
         return found
 
     def gradient(
@@ -103,12 +100,16 @@ class Masked:
     ) -> None:  # fmt: skip
         """Write dx from given sums."""
         data = self.data(dy), self.x
-        self.launch("gradient", *data, *self.chosen, saved, sums, float(count), frozen, self.data(dx), tail)
+        options = float(count), frozen, self.past_cache[1]
+        self.launch("gradient", *data, *self.chosen, saved, sums, *options, self.data(dx), self.tail(tail))
 
 
 def moments(x: Array, mask: Array, saved: Array) -> None:
     """Fill MEAN, MEAN_LO and M2."""
-    Masked(x, mask).moments(saved)
+    if mask.all():
+        launch.moments(x, saved)
+    else:
+        Masked(x, mask).moments(saved)
 
 
 def forward(x: Array, mask: Array, saved: Array, eps: float, y: Array, tail: Any = None) -> None:
@@ -117,10 +118,13 @@ def forward(x: Array, mask: Array, saved: Array, eps: float, y: Array, tail: Any
     Whole channels are summed and normalised from the cache of one thread; where there are too few of them, or rows,
     x is read from memory twice.
     """
+    if mask.all():
+        launch.forward(x, saved, eps, y, tail)
+        return
     own = Masked(x, mask)
     if own.whole_channels:
-        given = own.x, *own.chosen, saved, eps, float(own.count), own.data(y), own.tail(tail)
-        own.launch("forward", *given)
+        options = eps, float(own.count), own.past_cache[0]
+        own.launch("forward", own.x, *own.chosen, saved, *options, own.data(y), own.tail(tail))
     else:
         own.moments(saved)
         with np.errstate(invalid="ignore"):
@@ -137,7 +141,7 @@ def normalize(x: Array, mask: Array, saved: Array, eps: float, y: Array, tail: A
 
 def sums(dy: Array, x: Array, mask: Array, saved: Array, tail: Any = None) -> Array:
     """Return the sums of dy and of dy * xhat of every channel, (2, C), over what counts."""
-    return Masked(x, mask).sums(dy, saved, tail)
+    return launch.sums(dy, x, saved, tail) if mask.all() else Masked(x, mask).sums(dy, saved, tail)
 
 
 def gradient(
@@ -150,12 +154,14 @@ def gradient(
 
 def backward(dy: Array, x: Array, mask: Array, saved: Array, frozen: bool, dx: Array, tail: Any = None) -> Array:
     """Write dx; return the sums of dy and of dy * xhat of every channel, (2, C), over what counts."""
+    if mask.all():
+        return launch.backward(dy, x, saved, frozen, dx, tail)
     own = Masked(x, mask)
     if not own.whole_channels:
         found = own.sums(dy, saved, tail)
         own.gradient(dy, saved, found, own.count, frozen, dx, tail)
         return found
     found = np.empty((2, saved.shape[1]))
-    data = own.data(dy), own.x, *own.chosen, saved
-    own.launch("backward", *data, float(own.count), frozen, own.data(dx), found, tail)
+    options = float(own.count), frozen, own.past_cache[1]
+    own.launch("backward", own.data(dy), own.x, *own.chosen, saved, *options, own.data(dx), found, own.tail(tail))
     return found

@@ -43,6 +43,7 @@ from fastbn_kernels.cpu.params import (
 )
 from fastbn_kernels.cpu.simd.masks import WORD, flags, ones
 from fastbn_kernels.cpu.simd.ops import add, load, rounded, single, splat, total, value, widen
+from fastbn_kernels.cpu.simd.tails import FROZEN
 from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.tiles import group_bounds, stretch_shape, stretch_tasks, tile_bounds
 from fastbn_kernels.formulas import finite_or_zero, group, merge
@@ -122,14 +123,14 @@ def masked_tile_moments(x: Array, c: int, tile: int, words: Array, tiles: Array)
 
 @scalar
 def write_masked_tile(
-    dy: Array | None, x: Array | None, c: int, tile: int, words: Array, params: tuple[float, ...], out: Array, tail: Any
-) -> None:
-    """Write the results of one tile of channel c, last segment first."""
+    dy: Array | None, x: Array | None, c: int, tile: int, words: Array, params: tuple[float, ...], out: Array,
+    past_cache: bool, tail: Any,
+) -> None:  # fmt: skip
+    """Write the results of one tile of channel c."""
     N, C, S = out.shape
     n0, n1, s0, s1 = tile_bounds(tile, N, S)
-    for i in range(n1 - n0):
-        n = n1 - 1 - i
-        write_masked(dy, x, words, n, s0 // WORD, (n * C + c) * S + s0, s1 - s0, params, out, tail)
+    start = (n0 * C + c) * S + s0
+    write_masked(dy, x, words, n0, s0 // WORD, start, C * S, n1 - n0, s1 - s0, params, out, past_cache, tail)
 
 
 # ---------------------------------------------------------------- moments and the forward pass
@@ -165,8 +166,9 @@ def masked_moments_channels_first(x: ReadNCS, words: Words, tiles: TileCounts, s
 
 @kernel
 def masked_forward_channels_first(
-    x: ReadNCS, words: Words, tiles: TileCounts, saved: Saved, eps: float, count: float, y: WriteNCS, tail: Tail
-) -> None:
+    x: ReadNCS, words: Words, tiles: TileCounts, saved: Saved, eps: float, count: float, past_cache: bool, y: WriteNCS,
+    tail: Tail,
+) -> None:  # fmt: skip
     """Normalise with the batch's own statistics, of `count` values, to y, which may be x; whole channels a thread."""
     C = x.shape[1]
     each = tiles.shape[0] - 1
@@ -178,12 +180,12 @@ def masked_forward_channels_first(
         saved[MEAN, c], saved[MEAN_LO, c], saved[M2, c] = merged_tiles(x, c, tiles, slots, c * each)
         params = batch_params(x, saved, c, count, eps)
         for tile in range(each):
-            write_masked_tile(None, x, c, each - 1 - tile, words, params, y, tail)
+            write_masked_tile(None, x, c, each - 1 - tile, words, params, y, past_cache, tail)
 
 
 @kernel
 def masked_normalize_channels_first(
-    x: ReadNCS, words: Words, tiles: TileCounts, saved: Saved, eps: float, y: WriteNCS, tail: Tail
+    x: ReadNCS, words: Words, tiles: TileCounts, saved: Saved, eps: float, past_cache: bool, y: WriteNCS, tail: Tail
 ) -> None:
     """Normalise with given statistics to y, which may be x, stretches of memory spread over the threads."""
     _, C, S = x.shape
@@ -198,7 +200,7 @@ def masked_normalize_channels_first(
         for c in range(c0, c1):
             given = params[0, c], params[1, c], params[2, c], params[3, c]
             start = (n * C + c) * S + s0
-            write_masked(None, x, words, n, s0 // WORD, start, min(length, S - s0), given, y, tail)
+            write_masked(None, x, words, n, s0 // WORD, start, 0, 1, min(length, S - s0), given, y, past_cache, tail)
 
 
 # ---------------------------------------------------------------- the backward pass
@@ -218,15 +220,16 @@ def masked_tile_sums(
 
 @scalar
 def write_masked_gradient(
-    dy: Array, x: Array, c: int, tile: int, words: Array, params: GradientParams, frozen: bool, dx: Array, tail: Any
-) -> None:
+    dy: Array, x: Array, c: int, tile: int, words: Array, params: GradientParams, frozen: bool, dx: Array,
+    past_cache: bool, tail: Any,
+) -> None:  # fmt: skip
     """Write dx of one tile of channel c."""
     if not frozen:
-        write_masked_tile(dy, x, c, tile, words, params, dx, tail)
+        write_masked_tile(dy, x, c, tile, words, params, dx, past_cache, tail)
     elif tail is None:
-        write_masked_tile(dy, None, c, tile, words, (params[6],), dx, None)
+        write_masked_tile(dy, None, c, tile, words, (params[6],), dx, past_cache, None)
     else:
-        write_masked_tile(dy, x, c, tile, words, params, dx, (tail,))
+        write_masked_tile(dy, x, c, tile, words, params, dx, past_cache, (tail, FROZEN))
 
 
 @kernel
@@ -254,7 +257,7 @@ def masked_sums_channels_first(
 @kernel
 def masked_gradient_channels_first(
     dy: ReadNCS, x: ReadNCS, words: Words, tiles: TileCounts, saved: Saved, sums: Sums, count: float, frozen: bool,
-    dx: WriteNCS, tail: Tail,
+    past_cache: bool, dx: WriteNCS, tail: Tail,
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, from sums over `count` values, tiles of channels spread over the threads."""
     C = x.shape[1]
@@ -263,13 +266,13 @@ def masked_gradient_channels_first(
         task = C * each - 1 - i
         c = task // each
         params = gradient_params(x, count, saved, c, sums[0, c], sums[1, c])
-        write_masked_gradient(dy, x, c, task % each, words, params, frozen, dx, tail)
+        write_masked_gradient(dy, x, c, task % each, words, params, frozen, dx, past_cache, tail)
 
 
 @kernel
 def masked_backward_channels_first(
-    dy: ReadNCS, x: ReadNCS, words: Words, tiles: TileCounts, saved: Saved, count: float, frozen: bool, dx: WriteNCS,
-    sums: Sums, tail: Tail,
+    dy: ReadNCS, x: ReadNCS, words: Words, tiles: TileCounts, saved: Saved, count: float, frozen: bool,
+    past_cache: bool, dx: WriteNCS, sums: Sums, tail: Tail,
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, and the sums, whole channels spread over the threads: each is read once."""
     each = tiles.shape[0] - 1
@@ -285,4 +288,4 @@ def masked_backward_channels_first(
         sums[1, c] = xhat_sum(x, saved, c, t, p)
         params = gradient_params(x, count, saved, c, t, sums[1, c])
         for tile in range(each):
-            write_masked_gradient(dy, x, c, each - 1 - tile, words, params, frozen, dx, tail)
+            write_masked_gradient(dy, x, c, each - 1 - tile, words, params, frozen, dx, past_cache, tail)

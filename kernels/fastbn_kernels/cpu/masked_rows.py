@@ -32,9 +32,10 @@ from fastbn_kernels.cpu.loops.row_streams import STREAMS
 from fastbn_kernels.cpu.moments import AGAIN, AGAIN_SINGLE, SAMPLE, merge_rows, settled
 from fastbn_kernels.cpu.params import FORWARD_ROWS, GRADIENT_ROWS
 from fastbn_kernels.cpu.simd.channels import finite, held, put
-from fastbn_kernels.cpu.simd.ops import add, like, load, mul, single, value, widen
+from fastbn_kernels.cpu.simd.ops import add, fence, like, load, mul, single, value, widen
+from fastbn_kernels.cpu.simd.tails import FROZEN
 from fastbn_kernels.cpu.simd.types import LANES
-from fastbn_kernels.cpu.sweeps import empty_params
+from fastbn_kernels.cpu.sweeps import empty_params, repeat_rows
 from fastbn_kernels.cpu.tiles import BLOCK, COLUMNS, FEW_BLOCKS, MOST_BLOCKS, TALL, merge_bounds, merge_tasks
 from fastbn_kernels.formulas import finite_or_zero
 
@@ -154,46 +155,50 @@ def masked_moments_channels_last(x: ReadRC, rows: Rows, saved: Saved) -> None:
 
 @scalar
 def write_masked_block(
-    dy: Array | None, x: Array | None, rows: Array, task: int, params: Array, out: Array, tail: Any
+    dy: Array | None, x: Array | None, rows: Array, task: int, params: Array, out: Array, past_cache: bool, tail: Any
 ) -> None:
     """Write the results of rows that count of a tile of rows and columns of `out`, and zeros."""
     R, C = out.shape
     _, r0, r1, c0, c1 = listed_bounds(task, R, C)
     k0, k1 = first_from(rows, r0 * C), first_from(rows, r1 * C)
-    write_listed(dy, x, rows, k0, k1, c0, c1 - c0, params, out, tail)
+    lines = past_cache and C % LANES == 0 and c1 - c0 == C
+    write_listed(dy, x, rows, k0, k1, c0, c1 - c0, params, out, lines, tail)
     start = r0 * C
     for k in range(k0, k1 + 1):  # what lies between a row that counts, or the first one, and the next
         end = rows[k] if k < k1 else r1 * C
         while start < end:
-            write_zeros(out, start + c0, c1 - c0)
+            write_zeros(out, start + c0, c1 - c0, lines)
             start += C
         start = end + C
+    if lines:
+        fence()
 
 
 @kernel
 def masked_normalize_channels_last(
-    x: ReadRC, rows: Rows, saved: Saved, eps: float, y: WriteRC, tail: Tail
+    x: ReadRC, rows: Rows, saved: Saved, eps: float, past_cache: bool, y: WriteRC, tail: Tail
 ) -> None:  # fmt: skip
     """Normalise with given statistics to y, which may be x, tiles spread over the threads."""
     R, C = x.shape
     _, blocks, columns = listed_shape(R, C)
-    params = empty_params(x, FORWARD_ROWS, C)
+    params = empty_params(x, FORWARD_ROWS, C + LANES)
     fill_forward(x, saved, eps, 0, C, params, 0)
+    repeat_rows(params, C)
     for task in prange(0, blocks * columns):
-        write_masked_block(None, x, rows, blocks * columns - 1 - task, params, y, tail)
+        write_masked_block(None, x, rows, blocks * columns - 1 - task, params, y, past_cache, tail)
 
 
 @scalar
 def write_masked_block_gradient(
-    dy: Array, x: Array, rows: Array, task: int, params: Array, frozen: bool, dx: Array, tail: Any
+    dy: Array, x: Array, rows: Array, task: int, params: Array, frozen: bool, dx: Array, past_cache: bool, tail: Any
 ) -> None:
     """Write dx of one tile of rows and columns."""
     if not frozen:
-        write_masked_block(dy, x, rows, task, params, dx, tail)
+        write_masked_block(dy, x, rows, task, params, dx, past_cache, tail)
     elif tail is None:
-        write_masked_block(dy, None, rows, task, params, dx, None)
+        write_masked_block(dy, None, rows, task, params, dx, past_cache, None)
     else:
-        write_masked_block(dy, x, rows, task, params, dx, (tail,))
+        write_masked_block(dy, x, rows, task, params, dx, past_cache, (tail, FROZEN))
 
 
 @kernel
@@ -213,12 +218,14 @@ def masked_sums_channels_last(dy: ReadRC, x: ReadRC, rows: Rows, saved: Saved, s
 
 @kernel
 def masked_gradient_channels_last(
-    dy: ReadRC, x: ReadRC, rows: Rows, saved: Saved, sums: Sums, count: float, frozen: bool, dx: WriteRC, tail: Tail
-) -> None:
+    dy: ReadRC, x: ReadRC, rows: Rows, saved: Saved, sums: Sums, count: float, frozen: bool, past_cache: bool,
+    dx: WriteRC, tail: Tail,
+) -> None:  # fmt: skip
     """Write dx, which may be dy or x, from sums over `count` values, tiles spread over the threads."""
     R, C = x.shape
     _, blocks, columns = listed_shape(R, C)
-    params = empty_params(x, GRADIENT_ROWS, C)
+    params = empty_params(x, GRADIENT_ROWS, C + LANES)
     fill_gradient(x, count, saved, sums, 0, C, params, 0)
+    repeat_rows(params, C)
     for task in prange(0, blocks * columns):
-        write_masked_block_gradient(dy, x, rows, blocks * columns - 1 - task, params, frozen, dx, tail)
+        write_masked_block_gradient(dy, x, rows, blocks * columns - 1 - task, params, frozen, dx, past_cache, tail)

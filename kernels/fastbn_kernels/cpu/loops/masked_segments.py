@@ -25,9 +25,9 @@ from fastbn_kernels.cpu.element import (
     second_chain,
     short_sums,
 )
-from fastbn_kernels.cpu.loops.segments import AHEAD
-from fastbn_kernels.cpu.simd.masks import WORD, flags
-from fastbn_kernels.cpu.simd.ops import add, keep, prefetch, splat, store, total, widen
+from fastbn_kernels.cpu.loops.segments import AHEAD, to_line
+from fastbn_kernels.cpu.simd.masks import WORD, flags, shifted
+from fastbn_kernels.cpu.simd.ops import add, fence, keep, prefetch, splat, store, stream, total, widen
 from fastbn_kernels.cpu.simd.types import LANES
 
 ALL = np.uint64(2**64 - 1)
@@ -97,35 +97,64 @@ def masked_sums(
 
 @scalar
 def write_masked(
-    dy: Array | None, x: Array | None, words: Array, n: int, w: int, start: int, length: int,
-    numbers: tuple[float, ...], out: Array, tail: Any,
+    dy: Array | None, x: Array | None, words: Array, n0: int, w0: int, start: int, step: int, segments: int,
+    length: int, numbers: tuple[float, ...], out: Array, past_cache: bool, tail: Any,
 ) -> None:  # fmt: skip
-    """Write the result of what counts of a segment, and zeros; its bits are those of words[n] from word w on."""
+    """Write the results of what counts of segments of `length` values, `step` apart, and zeros; the last one first.
+
+    The bits of segment k are those of words[n0 + k] from word w0 on. Past the cache, values are taken from the first
+    line on that `out` starts, and bits as many places on.
+    """
     params = splat(out, numbers)
     zero = splat(out, 0.0)
-    i = start
-    end = start + length
-    while i + WORD <= end:
-        while i + WORD <= end and words[n, w] == ALL:
-            for j in range(EACH):
-                store(out, i + j * LANES, None, result(dy, x, i + j * LANES, None, params, tail))
-            i += WORD
-            w += 1
-        while i + WORD <= end and words[n, w] == NONE:
-            for j in range(EACH):
-                store(out, i + j * LANES, None, zero)
-            i += WORD
-            w += 1
-        while i + WORD <= end and words[n, w] != NONE and words[n, w] != ALL:
-            word = words[n, w]
-            for j in range(EACH):
-                chosen = flags(word, j)
-                store(out, i + j * LANES, None, keep(result(dy, x, i + j * LANES, chosen, params, tail), chosen))
-            i += WORD
-            w += 1
-    j = 0
-    while i < end:
-        chosen = flags(words[n, w], j)
-        store(out, i, min(LANES, end - i), keep(result(dy, x, i, chosen, params, tail), chosen))
-        i += LANES
-        j += 1
+    for k in range(segments):
+        n = n0 + segments - 1 - k
+        w = w0
+        i = start + (segments - 1 - k) * step
+        end = i + length
+        by = to_line(out, i, length) if past_cache else 0
+        if past_cache:
+            chosen = flags(words[n, w], 0)
+            store(out, i, by, keep(result(dy, x, i, chosen, params, tail), chosen))
+            i += by
+            while i + WORD <= end:
+                word = shifted(words[n, w], words[n, w + 1], by)
+                if word == NONE:
+                    for j in range(EACH):
+                        stream(out, i + j * LANES, zero)
+                else:
+                    for j in range(EACH):
+                        at = i + j * LANES
+                        prefetch(x, at + length)  # the next channel, as `write_segment`; its mask is the same
+                        prefetch(dy, at + length)
+                        chosen = flags(word, j)
+                        stream(out, at, keep(result(dy, x, at, chosen, params, tail), chosen))
+                i += WORD
+                w += 1
+        while i + WORD <= end:
+            while i + WORD <= end and words[n, w] == ALL:
+                for j in range(EACH):
+                    store(out, i + j * LANES, None, result(dy, x, i + j * LANES, None, params, tail))
+                i += WORD
+                w += 1
+            while i + WORD <= end and words[n, w] == NONE:
+                for j in range(EACH):
+                    store(out, i + j * LANES, None, zero)
+                i += WORD
+                w += 1
+            while i + WORD <= end and words[n, w] != NONE and words[n, w] != ALL:
+                word = words[n, w]
+                for j in range(EACH):
+                    chosen = flags(word, j)
+                    at = i + j * LANES
+                    store(out, at, None, keep(result(dy, x, at, chosen, params, tail), chosen))
+                i += WORD
+                w += 1
+        j = 0
+        while i < end:
+            chosen = flags(shifted(words[n, w], words[n, w + 1], by), j)
+            store(out, i, min(LANES, end - i), keep(result(dy, x, i, chosen, params, tail), chosen))
+            i += LANES
+            j += 1
+    if past_cache:
+        fence()

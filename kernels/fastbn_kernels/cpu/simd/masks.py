@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from fastbn_kernels.cpu.simd.ops import Codegen
 from fastbn_kernels.cpu.simd.types import I16, I32, I64, LANES, MASK, declare, first_lanes, flags16
 
-OPERATIONS = "packed", "flags", "ones", "lowest"
+OPERATIONS = "packed", "packed_word", "flags", "shifted", "ones", "lowest"
 
 WORD = 64  # positions in a word
 
@@ -46,6 +46,20 @@ def packed(typing: Any, mask: Any, index: Any, count: Any, vector: Any) -> tuple
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def packed_word(typing: Any, mask: Any, index: Any) -> tuple[Any, Codegen]:
+    """Return the bits of mask.flat[index : index + WORD]."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        structure = context.make_array(signature.args[0])(context, builder, arguments[0])
+        kind = ir.VectorType(ir.IntType(8), WORD)
+        address = builder.bitcast(builder.gep(structure.data, [arguments[1]]), kind.as_pointer())
+        found = builder.load(address, align=1)
+        return builder.bitcast(builder.icmp_unsigned("!=", found, ir.Constant(kind, None)), I64)
+
+    return types.uint64(mask, types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def flags(typing: Any, word: Any, vector: Any) -> tuple[Any, Codegen]:
     """Return the flags of one of the 4 vectors of a word."""
 
@@ -53,6 +67,17 @@ def flags(typing: Any, word: Any, vector: Any) -> tuple[Any, Codegen]:
         return builder.trunc(builder.lshr(arguments[0], builder.mul(arguments[1], I64(LANES))), I16)
 
     return flags16(types.uint64, types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def shifted(typing: Any, word: Any, following: Any, by: Any) -> tuple[Any, Codegen]:
+    """Return the 64 bits from bit `by` on, less than 64, of a word and the one that follows."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        low, high, places = arguments
+        return builder.call(declare(builder, "llvm.fshr.i64", I64, [I64] * 3), [high, low, places])
+
+    return types.uint64(types.uint64, types.uint64, types.intp), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]
