@@ -80,7 +80,7 @@ def _context(options: Options, x: Any, saved: Any, residual: Any = None, mask: A
     if size is None:
         return fastbn.Context(x, options.axis, int(np.count_nonzero(counted)), *rest)
     samples = np.moveaxis(counted, options.batch_axis, 0)
-    counts = tuple(np.count_nonzero(samples[start : start + size]) for start in range(0, len(samples), size))
+    counts = tuple(int(np.count_nonzero(samples[start : start + size])) for start in range(0, len(samples), size))
     ctx = GhostContext(x, options.axis, sum(counts), *rest)
     ctx.batch_axis, ctx.counts = options.batch_axis, counts
     return ctx

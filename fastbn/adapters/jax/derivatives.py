@@ -102,7 +102,8 @@ def _backward_vjp(options: Options, kept: Any, cotangents: Any) -> Any:
     x, weight, bias, running, residual, mask, saved, dy = kept
     if mask is not None or options.ghost_batch_size is not None or options.renorm is not None:
         raise NotImplementedError(
-            "batch_norm: fastbn has first derivatives with mask=, ghost_batch_size= or renorm=, a second one was asked for"
+            "batch_norm: fastbn has first derivatives with mask=, ghost_batch_size= or renorm=, "
+            "a second one was asked for"
         )
     if options.activation is None:
         ddy, dx, dweight = _double_backward(options, x, saved, dy, *cotangents[:3])

@@ -18,6 +18,12 @@ def _seen(value: Any) -> Any:
     return value if value is None else np.broadcast_to(np.ones((), value.dtype), value.shape)
 
 
+def _names(dtypes: tuple[Any, Any]) -> tuple[str | None, str | None]:
+    """Return the names of the dtypes of weight and bias."""
+    weight, bias = (None if dtype is None else dtype.name for dtype in dtypes)
+    return weight, bias
+
+
 def _mask(mask: Any, x: Any, axis: int) -> Any:
     """Return a mask that broadcasts to x, and is the same for all channels, without its channel axis."""
     expected = f"mask: expected an array of bool that broadcasts to x, {x.shape}, with 1 channel along axis {axis}"
@@ -89,13 +95,14 @@ def batch_norm(
     given = [None if a is None else jnp.asarray(a) for a in (x, weight, bias, running_mean, running_var, residual)]
     x, weight, bias, mean, var, residual = given
 
-    seen = [_seen(a) for a in given]
+    own, *parameters, added = (_seen(a) for a in given)
 
     def check(mask: Any) -> ForwardCall:
-        return ForwardCall.check(
-            *seen[:5], training, momentum, correction, eps, axis, None, precision, None, activation, seen[5], mask,
-            ghost_batch_size, renorm, update_stats, in_place=False,
-        )  # fmt: skip
+        options: Any = training, momentum, correction, eps, axis, None, precision, None
+        beyond: Any = activation, added, mask, ghost_batch_size, renorm, update_stats
+        check: Any = ForwardCall.check
+        checked: ForwardCall = check(own, *parameters, *options, *beyond, in_place=False)
+        return checked
 
     call = check(None)
     if mask is not None:
@@ -106,7 +113,7 @@ def batch_norm(
     read = mean is not None and (not call.training or call.updates or call.renorm is not None)
     options = Options(
         call.axis, call.eps, call.momentum if call.updates else 0.0, call.correction, call.training, call.updates,
-        call.precision, *(None if dtype is None else dtype.name for dtype in call.dtypes), call.activation,
+        call.precision, *_names(call.dtypes), call.activation,
         call.ghost_batch_size, None if call.renorm is None else (call.renorm.r_max, call.renorm.d_max),
     )  # fmt: skip
     y, _, running = forward(options, x, weight, bias, (mean, var) if read else (), residual, mask)
