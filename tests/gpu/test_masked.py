@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(not SIMULATED, reason="launches on NumPy's memor
 
 # Whole vectors, segments that share them, one channel; rows, several groups of columns, narrow rows together, a value
 # at a time.
-SHAPES = [(6, 3, 64), (6, 3, 49), (5, 1, 30), (70, 12, 1), (30, 70, 1), (96, 3, 1), (41, 37, 1)]
-DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, EXACT]
+SHAPES = [(6, 3, 64), (6, 3, 49), (5, 1, 30), (70, 12, 1), (20, 70, 1), (48, 3, 1), (41, 37, 1)]
+DTYPES = [np.float32, np.float64, ml_dtypes.bfloat16, EXACT]
 MASKS = ["padded", "random", "one"]
 
 
