@@ -273,6 +273,11 @@ def _affine(bn: Any) -> tuple[Array, Array, Array]:
         raise TypeError(
             f"bn: expected a fastbn.BatchNorm, or what has {', '.join(NEEDED)}, got {scalars.described(bn)}"
         )
+    if getattr(bn, "activation", None) is not None:
+        raise ValueError(
+            f"bn: expected a layer without an activation, which no weight can hold, got {bn.activation!r}; "
+            "fold a BatchNorm without it, and do it after the folded layer"
+        )
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError(
             "bn: expected running statistics, because a batch norm that uses the batch's own is no fixed scale and "

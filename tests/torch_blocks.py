@@ -197,6 +197,25 @@ class Spellings(nn.Module):
         return F.relu(h)
 
 
+class Smooth(nn.Module):
+    """Every other activation, as a module, a function and a method."""
+
+    def __init__(self):
+        super().__init__()
+        self.leaky, self.bound, self.gate = nn.LeakyReLU(0.2, inplace=True), nn.Tanh(), nn.Sigmoid()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(7))
+        self.last = nn.Sequential(nn.BatchNorm2d(4), nn.GELU(), nn.BatchNorm2d(4), nn.GELU("tanh"))
+
+    def forward(self, x):
+        x = self.leaky(self.norms[0](x) + x)
+        x = F.leaky_relu(self.norms[1](x), negative_slope=0.1)
+        x = self.bound(self.norms[2](x))
+        x = torch.tanh(self.norms[3](x) + x)
+        x = self.gate(self.norms[4](x)) + self.norms[5](x).sigmoid_()
+        x = F.gelu(self.norms[6](x) + x)
+        return self.last(x)
+
+
 class Branches(nn.Module):
     """RegNet's: an addition in each branch, one activation after them."""
 
@@ -256,6 +275,10 @@ BLOCKS = {
     "branch without": (lambda: Branches(False), ["relu+"]),
     "optional": (Optional, ["relu", "relu+"]),
     "optional with": (lambda: Optional(True), ["relu"]),
+    "smooth": (
+        Smooth,
+        ["('leaky_relu', 0.2)+", "('leaky_relu', 0.1)", "tanh", "tanh+", "sigmoid", "sigmoid", "gelu+", "gelu"],
+    ),
     "spellings": (Spellings, ["relu", "relu+", "relu6+", "relu+", "relu6+", "relu+"]),
 }
 

@@ -26,10 +26,10 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 class BatchNorm(Operation):  # type: ignore[misc]  # Any, to who checks types without MyGrad
     """The node that a call of `batch_norm` leaves in the graph."""
 
-    def __call__(self, x: Tensor, *parameters: Tensor, names: tuple[str, ...], **options: Any) -> Array:
+    def __call__(self, x: Tensor, *others: Tensor, names: tuple[str, ...], **options: Any) -> Array:
         """Return y; MyGrad calls this with tensors that it has locked against writing."""
-        self.variables = (x, *parameters)
-        arrays = dict(zip(names, (parameter.data for parameter in parameters), strict=True))
+        self.variables = (x, *others)
+        arrays = dict(zip(names, (other.data for other in others), strict=True))
         self.results = "dx", *(f"d{name}" for name in names)
         y, self.ctx = fastbn.batch_norm(x.data, **arrays, **options)
         return y
@@ -57,6 +57,12 @@ def batch_norm(
     correction: float = 1,
     eps: float = 1e-5,
     axis: int = 1,
+    activation: str | tuple[str, float] | None = None,
+    residual: Tensor | Array | None = None,
+    mask: Array | None = None,
+    ghost_batch_size: int | None = None,
+    renorm: fastbn.Renorm | None = None,
+    update_stats: bool = True,
     precision: str | None = None,
     constant: bool | None = None,
 ) -> Tensor:
@@ -70,10 +76,14 @@ def batch_norm(
         Scale and shift.
     running_mean, running_var : array of float32 or float64, shape (C,), optional
         Of NumPy, not tensors. With `training`, updated in place.
-    training, momentum, correction, eps, axis, precision
+    residual : tensor or array, shape and dtype of x, optional
+        Added before the activation; it has a gradient as x has.
+    mask : array of bool, optional
+        Of NumPy, as for `fastbn.batch_norm`.
+    training, momentum, correction, eps, axis, activation, ghost_batch_size, renorm, update_stats, precision
         As for `fastbn.batch_norm`.
     constant : bool, optional
-        Whether y is a constant. Default: if x, weight and bias are.
+        Whether y is a constant. Default: if x, weight, bias and residual are.
 
     Returns
     -------
@@ -85,10 +95,12 @@ def batch_norm(
     TypeError, ValueError
         For anything that does not fit, before anything is written.
     """
-    parameters = {"weight": weight, "bias": bias}
-    given = {name: parameter for name, parameter in parameters.items() if parameter is not None}
+    others = {"weight": weight, "bias": bias, "residual": residual}
+    given = {name: other for name, other in others.items() if other is not None}
     options = {
         "names": tuple(given), "running_mean": running_mean, "running_var": running_var, "training": training,
-        "momentum": momentum, "correction": correction, "eps": eps, "axis": axis, "precision": precision,
+        "momentum": momentum, "correction": correction, "eps": eps, "axis": axis,
+        "activation": activation, "mask": mask, "ghost_batch_size": ghost_batch_size, "renorm": renorm,
+        "update_stats": update_stats, "precision": precision,
     }  # fmt: skip
     return Tensor._op(BatchNorm, x, *given.values(), op_kwargs=options, constant=constant)

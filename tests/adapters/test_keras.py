@@ -10,9 +10,10 @@ from grid import draw
 
 os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND", "jax")  # before Keras is imported; its default is absent
 pytest.importorskip("keras", reason="Keras is not installed; make test-all installs it")
+import jax
 import keras
 
-from fastbn.adapters.keras import from_keras, to_keras
+from fastbn.adapters.keras import call, from_keras, to_keras
 
 pytestmark = pytest.mark.frameworks
 
@@ -52,6 +53,38 @@ def test_there_and_back_keeps_every_bit(rng, options):
     assert numbers(layer).keys() == numbers(other).keys()
     for name, value in numbers(layer).items():
         np.testing.assert_array_equal(numbers(other)[name], value)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="gradients of Keras's layer are taken by JAX")
+@pytest.mark.parametrize("shape", [(6, 5, 4), (6, 3, 5, 4)], ids=str)
+def test_a_mask_means_what_it_means_to_keras(rng, shape):
+    """Statistics, values everywhere and gradients: those that Keras's layer has on the backend that is installed."""
+    layer = made(rng, shape)
+    bn = from_keras(layer)
+    x, dy = draw(rng, shape, np.float32, mean=1), draw(rng, shape, np.float32)
+    mask = rng.random(shape[:-1]) < 0.6
+    old = [variable.value for variable in layer.non_trainable_variables]
+    given = [variable.value for variable in layer.trainable_variables]
+
+    def loss(trained, x):
+        y, state = layer.stateless_call(trained, old, x, training=True, mask=mask)
+        return (y * dy).sum(), (y, state)
+
+    y, backward = call(bn, x, training=True, mask=mask)
+    dx = backward(dy)
+    close = {"rtol": 1e-5, "atol": 20 * 2.0**-22}
+    (_, (wanted, state)), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(given, jax.numpy.asarray(x))
+    for found, expected in zip((y, bn.running_mean, bn.running_var), (wanted, *state), strict=True):
+        np.testing.assert_allclose(found, expected, **close)
+    for found, expected in zip((bn.dweight, bn.dbias, dx), (*grads[0], grads[1]), strict=True):
+        # Sums of a hundred terms of float32 in float32 on Keras's side.
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(call(bn, x, training=False, mask=mask)[0], bn.eval()(x))
+    for bad, message in ((mask[:2], "without the last axis"), (mask[..., None], "without the last axis")):
+        with pytest.raises(ValueError, match=message):
+            call(bn, x, mask=bad)
+    with pytest.raises(ValueError, match="for channels along axis 1"):
+        call(fastbn.BatchNorm(shape[1]), x, mask=mask)
 
 
 def test_a_trained_layer_goes_to_keras(rng):

@@ -98,6 +98,38 @@ def test_weight_and_bias_may_be_missing(rng, given):
         np.testing.assert_array_equal(tensor.grad, getattr(wanted, f"d{name}"))
 
 
+BEYOND = {
+    "residual": {"residual": True},
+    "both": {"residual": True, "activation": "silu"},
+    "mask": {"residual": True, "mask": True},
+    "ghosts": {"ghost_batch_size": 3, "activation": ("leaky_relu", 0.3)},
+    "renorm": {"renorm": fastbn.Renorm(1.1, 0.1), "activation": "relu"},
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_goes_beyond_plain_batch_norm_has_the_bits_of_fastbn(rng, name):
+    x, weight, bias, dy = drawn(rng, (8, 4, 3), 4, np.float32)
+    options, arrays = dict(BEYOND[name]), {"x": x, "weight": weight, "bias": bias}
+    if options.pop("residual", False):
+        arrays["residual"] = draw(rng, x.shape, np.float32)
+    if "mask" in options:
+        options["mask"] = np.arange(3) < np.arange(8)[:, None] % 4
+        x[4] = np.nan  # counts nowhere
+    states = [{"running_mean": np.full(4, 2, "f"), "running_var": np.ones(4, "f")} for _ in range(2)]
+    tensors = {name: mygrad.tensor(array) for name, array in arrays.items()}
+    y = batch_norm(**tensors, **states[0], **options)
+    expected, ctx = fastbn.batch_norm(**arrays, **states[1], **options)
+    np.testing.assert_array_equal(y.data, expected)
+    (y * dy).sum().backward()
+    wanted = fastbn.batch_norm_backward(dy, ctx)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor.grad, getattr(wanted, f"d{name}"))
+    np.testing.assert_array_equal(states[0]["running_mean"], states[1]["running_mean"])
+    batch_norm(x, weight, **states[0], update_stats=False, **options)
+    np.testing.assert_array_equal(states[0]["running_mean"], states[1]["running_mean"])
+
+
 def test_running_statistics_move_once_a_call(rng):
     x, weight, bias, dy = drawn(rng, (8, 4), 4, np.float32)
     found, expected = ([np.zeros(4, np.float32), np.ones(4, np.float32)] for _ in range(2))

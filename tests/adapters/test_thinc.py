@@ -155,6 +155,33 @@ def test_without_a_momentum_statistics_are_averages_over_all_batches(rng):
     assert model.attrs["num_batches_tracked"] == 2
 
 
+BEYOND = [
+    {"activation": "gelu"},
+    {"activation": ("leaky_relu", 0.25), "ghost_batch_size": 5},
+    {"renorm": (1.5, 0.5), "ghost_batch_size": 5, "momentum": None},
+]
+
+
+@pytest.mark.parametrize("options", BEYOND, ids=str)
+def test_what_goes_beyond_is_the_layer_s_and_is_saved(rng, options):
+    X, dY = draw(rng, (12, 4), np.float32, mean=2), draw(rng, (12, 4), np.float32)
+    model = BatchNorm(**options).initialize(X)
+    loaded = BatchNorm().initialize(X).from_bytes(model.to_bytes())
+    renorm = {"renorm": fastbn.Renorm(*options["renorm"])} if "renorm" in options else {}
+    layer = fastbn.BatchNorm(4, **(options | renorm))
+    for _ in range(2):
+        y = layer(X)
+        dx = layer.backward(dY)
+        for each in (model, loaded):
+            Y, backprop = each.begin_update(X)
+            np.testing.assert_array_equal(Y, y)
+            np.testing.assert_array_equal(backprop(dY), dx)
+    for each in (model, loaded):
+        np.testing.assert_array_equal(statistics(each), [layer.running_mean, layer.running_var])
+        assert each.attrs["num_batches_tracked"] == layer.num_batches_tracked
+        np.testing.assert_array_equal(each.predict(X), layer.eval()(X))
+
+
 def test_copies_do_not_share_statistics(rng):
     X = draw(rng, (12, 4), np.float32, mean=2)
     model = ready(rng, X)
@@ -177,6 +204,9 @@ def test_the_registry_makes_it_from_a_config():
     assert registry.resolve(Config().from_str(text + "null"))["model"].attrs["momentum"] is None
     model = registry.resolve(Config().from_str(text + "0.25"))["model"]
     assert model.get_dim("nO") == 4
+    beyond = 'activation = ["leaky_relu", 0.1]\nrenorm = [3, 5]\nghost_batch_size = 16'
+    model = registry.resolve(Config().from_str(f"{text}0.25\n{beyond}"))["model"]
+    assert [*model.attrs["activation"]] == ["leaky_relu", 0.1]
     assert {name: model.attrs[name] for name in ("momentum", "axis", "eps")} == {
         "momentum": 0.25, "axis": -1, "eps": 1e-5,
     }  # fmt: skip
@@ -197,6 +227,9 @@ def test_lists_of_sequences_through_with_array(rng):
         ({"axis": 1.5}, TypeError, "axis: expected an integer"),
         ({"eps": 0}, ValueError, "eps: expected a number > 0"),
         ({"momentum": 2}, ValueError, "momentum: expected a number from 0 to 1"),
+        ({"activation": "swish"}, ValueError, "activation: expected None, one of"),
+        ({"renorm": (0.5, 1)}, ValueError, "r_max: expected a number >= 1"),
+        ({"ghost_batch_size": 0}, ValueError, "ghost_batch_size: expected at least 1"),
         ({"nI": "4"}, TypeError, "num_features: expected an integer"),
     ],
 )

@@ -52,7 +52,7 @@ class Left(nn.Module):
     def __init__(self, way):
         super().__init__()
         self.bn, self.conv, self.relu, self.own = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.ReLU(True), OwnReLU()
-        self.way = way
+        self.slopes, self.way = nn.PReLU(), way
 
     def forward(self, x):
         return getattr(self, self.way)(x)
@@ -81,6 +81,12 @@ class Left(nn.Module):
 
     def other_bounds(self, x):
         return F.hardtanh(self.bn(x), -1.0, 6.0)
+
+    def of_another_form(self, x):
+        return F.gelu(self.bn(x), approximate="tanh")
+
+    def of_many_slopes(self, x):
+        return self.slopes(self.bn(x))
 
     def a_subclass(self, x):
         return self.own(self.bn(x))
@@ -235,5 +241,6 @@ def test_classes_that_are_not_derived(rng, fused):
 
 
 def test_an_unknown_activation_is_refused(rng):
-    with pytest.raises(ValueError, match=r"activation: expected one of .* or None, got 'gelu'"):
-        convert(nn.BatchNorm2d(4)).double()(batch(rng), None, "gelu")
+    for activation in ("mish", ("relu", 0.1)):
+        with pytest.raises(ValueError, match=r"activation: expected one of .* or None, got "):
+            convert(nn.BatchNorm2d(4)).double()(batch(rng), None, activation)

@@ -15,7 +15,8 @@ if shim.library() is None:
     pytest.skip("this PyTorch's operators cannot be replaced", allow_module_level=True)
 assert register.works()
 
-TAILS = {"relu": False, "relu6": False, "silu": False, "relu + residual": True, "residual": True}
+LEAKY = "leaky_relu", 0.2
+TAILS = "relu", "relu6", "silu", "relu + residual", "residual"
 SMALL, LARGE = (6, 5, 3, 7), (8, 16, 30, 30)
 # Kernels with a tail are tested by tests/kernels/test_tail.py in every family; here, that the right one is called.
 CASES = [
@@ -30,16 +31,17 @@ def tensor(rng, shape, dtype=torch.float32, **options):
 
 def composed(x, mean, var, weight, bias, training, momentum, eps, activation, residual):
     y = torch.nn.functional.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
-    return fused.ACTIVATIONS[activation](y if residual is None else y + residual)
+    return fused.activate(activation, y if residual is None else y + residual)
 
 
 def drawn(rng, tail, shape, dtype):
     """Return activation, residual, x, weight and bias, all but the first with gradients."""
     own = torch.float64 if dtype is torch.float64 else torch.float32
     name = tail.partition(" + ")[0]
-    residual = tensor(rng, shape, dtype).requires_grad_() if TAILS[tail] else None
+    residual = tensor(rng, shape, dtype).requires_grad_() if "residual" in tail else None
     leaves = tensor(rng, shape, dtype, mean=1), *(tensor(rng, shape[1], own) for _ in range(2))
-    return None if name == "residual" else name, residual, *(leaf.requires_grad_() for leaf in leaves)
+    name = LEAKY if name == LEAKY[0] else None if name == "residual" else name
+    return name, residual, *(leaf.requires_grad_() for leaf in leaves)
 
 
 def both(given, training, dy, convert=lambda t: t):
@@ -75,7 +77,10 @@ def test_values_and_gradients_in_float32(rng, shape, tail, training):
     assert_close(both(given, training, tensor(rng, shape)), torch.float32)
 
 
-@pytest.mark.parametrize(("tail", "dtype"), [("relu + residual", torch.float64), ("silu", torch.float16)], ids=str)
+OTHERS = [("relu + residual", torch.float64), ("silu", torch.float16), ("leaky_relu + residual", torch.float32)]
+
+
+@pytest.mark.parametrize(("tail", "dtype"), OTHERS, ids=str)
 def test_values_and_gradients_in_the_other_dtypes(rng, tail, dtype):
     given = drawn(rng, tail, SMALL, dtype)
     assert_close(both(given, True, tensor(rng, SMALL, dtype)), dtype)

@@ -27,6 +27,12 @@ def bn(**change):
 
 
 LAYER = [
+    (
+        "bn",
+        "with an activation",
+        ValueError,
+        lambda a: {"bn": fastbn.BatchNorm(a["bn"].num_features, activation="relu")},
+    ),
     ("weight", "a list of integers", TypeError, {"weight": [[1, 2]]}),
     ("weight", "integers", TypeError, {"weight": np.ones((3, 4), int)}),
     ("weight", "what cannot be made an array", TypeError, {"weight": Unwilling()}),

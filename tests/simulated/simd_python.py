@@ -60,7 +60,8 @@ def load(array: Array, index: int, count: int | Array | None) -> Array:
     """Return array.flat[index : index + LANES], or of a part and zeros."""
     found = reach(count)
     if not found:  # no flag: the index may be anywhere
-        return splat(array, 0.0)
+        zeros: Array = splat(array, 0.0)
+        return zeros
     return keep(_filled(decode(span(array, index, found))), count)
 
 

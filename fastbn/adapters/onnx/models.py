@@ -59,6 +59,9 @@ def to_onnx(layer: fastbn.BatchNorm, *, ndim: int = 4, dtype: Any = None, opset:
     """
     if not isinstance(layer, fastbn.BatchNorm):
         raise TypeError(f"layer: expected a fastbn.BatchNorm, got a {type(layer).__name__}")
+    if layer.activation is not None or isinstance(layer.axis, tuple):
+        got = f"activation={layer.activation!r}, axis={layer.axis}"
+        raise ValueError(f"layer: expected one without activation and with one axis, as ONNX's operator is, got {got}")
     if layer.running_mean is None:
         raise ValueError("layer: expected running statistics, which inference needs, got track_running_stats=False")
     newest = onnx.defs.onnx_opset_version()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastbn.adapters.torch import fused
 from fastbn.adapters.torch.functional import PLAIN, batch_norm
-from fastbn.adapters.torch.fused import ACTIVATIONS
+from fastbn.adapters.torch.fused import ACTIVATIONS, Activation
 
 
 def is_like(residual: Any, input: Tensor) -> bool:
@@ -32,7 +32,7 @@ def batch_norm_act(
     training: bool,
     momentum: float,
     eps: float,
-    activation: str | None,
+    activation: Activation,
     residual: Tensor | None,
 ) -> Tensor:
     """Return ``activation(batch_norm(input, ...) + residual)``.
@@ -41,8 +41,8 @@ def batch_norm_act(
     ----------
     input, running_mean, running_var, weight, bias, training, momentum, eps
         As `torch.nn.functional.batch_norm`'s.
-    activation : {None, "relu", "relu6", "silu"}
-        What is done last.
+    activation : {None, "relu", "relu6", "leaky_relu", "tanh", "sigmoid", "silu", "gelu"} or ("leaky_relu", float)
+        What is done last; a slope is that of a leaky ReLU, else 0.01.
     residual : Tensor, optional
         What is added before the activation; whatever PyTorch adds to y, by its rules of shapes and dtypes.
 
@@ -51,7 +51,8 @@ def batch_norm_act(
     Tensor
         A new tensor: nothing is changed but the running statistics.
     """
-    if activation not in ACTIVATIONS:
+    name = activation[0] if isinstance(activation, tuple) else activation
+    if name not in ACTIVATIONS or (name is not activation and name != "leaky_relu"):
         raise ValueError(f"activation: expected one of {sorted(filter(None, ACTIVATIONS))} or None, got {activation!r}")
     given = input, running_mean, running_var, weight, bias, training, momentum, eps
     if (residual is None or is_like(residual, input)) and fused.takes(*given, activation, residual):
@@ -62,4 +63,4 @@ def batch_norm_act(
         y = y + residual
     if activation == "relu":
         return torch.relu_(y)
-    return ACTIVATIONS[activation](y)
+    return fused.activate(activation, y)

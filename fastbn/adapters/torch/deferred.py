@@ -18,17 +18,34 @@ from torch.nn.modules import module as hooks
 
 from fastbn.adapters.torch.activations import is_like
 from fastbn.adapters.torch.functional import PLAIN, is_traced
+from fastbn.adapters.torch.fused import Activation
 from fastbn.adapters.torch.modules import THEIRS
 
-MODULES: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
+MODULES: dict[type, str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.LeakyReLU: "leaky_relu",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+}
 FUNCTIONS: dict[Any, str] = {
     nn.functional.relu: "relu",
     torch.relu: "relu",
     torch.relu_: "relu",
     nn.functional.relu6: "relu6",
+    nn.functional.tanh: "tanh",
+    torch.tanh: "tanh",
+    torch.tanh_: "tanh",
+    nn.functional.sigmoid: "sigmoid",
+    torch.sigmoid: "sigmoid",
+    torch.sigmoid_: "sigmoid",
     nn.functional.silu: "silu",
 }
-METHODS = "relu", "relu_"
+# Those with other arguments.
+OTHERS = nn.functional.hardtanh, nn.functional.leaky_relu, nn.functional.gelu
+METHODS = {name + end: name for name in ("relu", "tanh", "sigmoid") for end in ("", "_")}
 ADDITIONS: dict[str, Callable[[Any, Any], Any]] = {
     "a + b": operator.add,
     "a += b": operator.iadd,
@@ -138,19 +155,38 @@ def through(module: Any, value: Any) -> Any:
     return module(finish(value))
 
 
-def name_of(act: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> str | None:
+def name_of(act: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Activation:
     """Return the activation that a module, or a function with arguments beyond the first, is."""
     kwargs = kwargs or {}
     if type(act) in MODULES:
-        return MODULES[type(act)] if is_quiet(act) and not args and not kwargs else None
-    if act is nn.functional.hardtanh:
-        given = dict(zip(("min_val", "max_val", "inplace"), args, strict=False)) | kwargs
-        return "relu6" if (given.get("min_val"), given.get("max_val")) == (0, 6) else None
+        return _name_of_module(act) if is_quiet(act) and not args and not kwargs else None
+    if any(act is function for function in OTHERS):
+        return _name_of_other(act, args, kwargs)
     if len(args) + len(kwargs) <= 1 and all(name == "inplace" for name in kwargs):
         for function, name in FUNCTIONS.items():
             if function is act:
                 return name
     return None
+
+
+def _name_of_module(act: Any) -> Activation:
+    if type(act) is nn.LeakyReLU:
+        return _leaky(act.negative_slope)
+    return None if getattr(act, "approximate", "none") != "none" else MODULES[type(act)]
+
+
+def _name_of_other(act: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Activation:
+    if act is nn.functional.hardtanh:
+        given = dict(zip(("min_val", "max_val", "inplace"), args, strict=False)) | kwargs
+        return "relu6" if (given.get("min_val"), given.get("max_val")) == (0, 6) else None
+    if act is nn.functional.leaky_relu:
+        given = dict(zip(("negative_slope", "inplace"), args, strict=False)) | kwargs
+        return _leaky(given.get("negative_slope", 0.01)) if len(args) <= 2 else None
+    return "gelu" if not args and kwargs in ({}, {"approximate": "none"}) else None
+
+
+def _leaky(slope: Any) -> Activation:
+    return ("leaky_relu", float(slope)) if type(slope) in (float, int) else None
 
 
 def activate(act: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -166,7 +202,7 @@ def activate(act: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
 def activate_method(value: Any, method: str) -> Any:
     """Call an activation that is a method of a tensor."""
     if isinstance(value, Waiting):
-        return value.norm(value.input, value.residual, "relu")
+        return value.norm(value.input, value.residual, METHODS[method])
     return getattr(value, method)()
 
 

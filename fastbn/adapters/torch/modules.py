@@ -6,12 +6,13 @@ from torch import Tensor, nn
 
 from fastbn.adapters.torch.activations import batch_norm_act
 from fastbn.adapters.torch.functional import batch_norm
+from fastbn.adapters.torch.fused import Activation
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     """PyTorch's batch norm with another forward pass."""
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, activation: str | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None, activation: Activation = None) -> Tensor:
         """Normalise a batch, as PyTorch's module does; then add a residual and apply an activation, if there are any.
 
         What follows is an argument of the call and no attribute of the module: whoever else calls the module gets the

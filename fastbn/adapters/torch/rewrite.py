@@ -97,7 +97,7 @@ class _Finder:
             return is_norm_known and isinstance(call.func, ast.Name | ast.Subscript) and not rest
         if type(callee) in deferred.MODULES:
             return not rest
-        return callee is nn.functional.hardtanh or any(callee is function for function in deferred.FUNCTIONS)
+        return any(callee is function for function in (*deferred.OTHERS, *deferred.FUNCTIONS))
 
     def _fused(self, norm: ast.Call) -> Edits | None:
         """Return what takes the place of a call and of those that follow it, if they can be one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -90,17 +91,20 @@ def tail_back(
 
 
 def tail_of(tail: Any, own: plan.Plan) -> Any:
-    """Return what is done after the normalization as the kernels of a plan take it: a residual as they take y."""
+    """Return what is done after the normalization as the kernels of a plan take it: its arrays as they take y."""
+    return with_arrays(tail, lambda array: data_of(array, own))
+
+
+def with_arrays(tail: Any, data: Callable[[Array], Array]) -> Any:
+    """Return a tail with its arrays as kernels take them."""
     if not isinstance(tail, tuple):
         return tail
-    return WithResidual(data_of(part, own) if isinstance(part, np.ndarray) else part for part in tail)
+    return WithResidual(data(part) if isinstance(part, np.ndarray) else part for part in tail)
 
 
 def bits_of(tail: Any) -> Any:
     """Return a tail of arrays in the axes that kernels take with 16-bit floats as their bits."""
-    if not isinstance(tail, tuple):
-        return tail
-    return WithResidual(as_bits(part) if isinstance(part, np.ndarray) else part for part in tail)
+    return with_arrays(tail, as_bits)
 
 
 def moments(x: Array, saved: Array) -> None:

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from fastbn.backends.cpu import launch
-from fastbn.backends.cpu.launch import Array, as_bits, plan_of
+from fastbn.backends.cpu.launch import Array, as_bits, plan_of, with_arrays
 from fastbn.moments import held_mean
 from fastbn_kernels.cpu import kernel
 from fastbn_kernels.cpu.simd.masks import WORD
-from fastbn_kernels.cpu.simd.tails import WithResidual
 from fastbn_kernels.cpu.tiles import tile_count
 from fastbn_kernels.saved import M2, MEAN, MEAN_LO, VAR
 
@@ -74,11 +73,8 @@ class Masked:
         return array[:, :, 0] if self.in_rows else array
 
     def tail(self, tail: Any) -> Any:
-        """Return what is done after the normalization, with a residual as kernels take it."""
-        if not isinstance(tail, tuple):
-            return tail
-        pair = tail[0], self.data(tail[1])
-        return pair if tail[0] is None else WithResidual(pair)
+        """Return what is done after the normalization, with its arrays as kernels take them."""
+        return with_arrays(tail, self.data)
 
     def launch(self, operation: str, *arguments: Any) -> None:
         """Run the kernel of an operation; arguments are those behind the mask, and before it dy if it is an array."""
@@ -96,7 +92,7 @@ class Masked:
     def sums(self, dy: Array, saved: Array, tail: Any) -> Array:
         """Return the sums of dy and of dy * xhat."""
         found = np.empty((2, saved.shape[1]))
-        self.launch("sums", self.data(dy), self.x, *self.chosen, saved, found, tail)
+        self.launch("sums", self.data(dy), self.x, *self.chosen, saved, found, self.tail(tail))
         return found
 
     def gradient(
@@ -105,7 +101,7 @@ class Masked:
         """Write dx from given sums."""
         data = self.data(dy), self.x
         options = float(count), frozen, self.past_cache[1]
-        self.launch("gradient", *data, *self.chosen, saved, sums, *options, self.data(dx), tail)
+        self.launch("gradient", *data, *self.chosen, saved, sums, *options, self.data(dx), self.tail(tail))
 
 
 def moments(x: Array, mask: Array, saved: Array) -> None:
@@ -167,5 +163,5 @@ def backward(dy: Array, x: Array, mask: Array, saved: Array, frozen: bool, dx: A
         return found
     found = np.empty((2, saved.shape[1]))
     options = float(own.count), frozen, own.past_cache[1]
-    own.launch("backward", own.data(dy), own.x, *own.chosen, saved, *options, own.data(dx), found, tail)
+    own.launch("backward", own.data(dy), own.x, *own.chosen, saved, *options, own.data(dx), found, own.tail(tail))
     return found

@@ -9,6 +9,7 @@ return whether they refused; then nothing was written. Absent parameters have th
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import numpy as np
@@ -22,21 +23,25 @@ from fastbn_kernels.build.decorators import scalar
 from fastbn_kernels.cpu.columns import all_params
 from fastbn_kernels.cpu.large_calls import backward_by, forward_by
 from fastbn_kernels.cpu.params import as_pair
-from fastbn_kernels.cpu.simd.tails import RELU, RELU6, SILU
+from fastbn_kernels.cpu.simd.tails import GELU, RELU, RELU6, SIGMOID, SILU, TANH, Activation, named
 from fastbn_kernels.cpu.small_calls import REFUSED, begin_saved
 from fastbn_kernels.saved import INVSTD, MEAN, MEAN_LO, ROWS
 
 # The words: a kernel's address, those of data, and numbers. OUT is y or dx; FIRST and SECOND are the running mean and
 # variance or, backward, dweight and dbias; FLAG is training or, backward, whether the statistics were frozen.
-KERNEL, X, DY, OUT, SAVED, WEIGHT, BIAS, FIRST, SECOND, N, C, S, FLAG, PAST_CACHE, GROUPS, RESIDUAL = range(16)
+KERNEL, X, DY, OUT, SAVED, WEIGHT, BIAS, FIRST, SECOND, N, C, S, FLAG, PAST_CACHE, GROUPS = range(15)
+RESIDUAL, DRESIDUAL = range(15, 17)
 # And the words that are float64.
-EPS, MOMENTUM, CORRECTION = range(16, 19)
-WORDS = 19
+EPS, MOMENTUM, CORRECTION = range(17, 20)
+WORDS = 20
 
 CHANNELS_LAST, CHANNELS_FIRST = (0, 0), (0, 0, 0)  # values of shapes
 
-# What may be done after the normalization, by its number.
-ACTIVATIONS = None, RELU, RELU6, SILU
+# What may be done after the normalization, by its number; a leaky ReLU gets one when it is first asked for.
+ACTIVATIONS: list[Activation | None] = [None, RELU, RELU6, SILU, TANH, SIGMOID, GELU]
+MOST_ACTIVATIONS = 1 << 15
+
+_numbering = threading.Lock()
 
 # A value of what kernels see of a dtype; 16-bit floats are their bits, told apart by the sign, and so is float32 that
 # is to be computed in float64 (`build/decorators.DTYPES`).
@@ -47,6 +52,17 @@ LIKE: dict[str, Any] = {
     "float16": np.int16(0),
     "bfloat16": np.uint16(0),
 }
+
+
+def number_of(name: str | None, slope: float | None = None) -> int | None:
+    """Return the number of what `tails.named` returns, None if there are too many."""
+    activation = named(name, slope)
+    with _numbering:
+        if activation not in ACTIVATIONS:
+            if len(ACTIVATIONS) == MOST_ACTIVATIONS:
+                return None
+            ACTIVATIONS.append(activation)
+        return ACTIVATIONS.index(activation)
 
 
 def seen_as(dtype: str, precision: str) -> str:
@@ -82,6 +98,21 @@ def tail_like(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -
 def _tail_like(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
     def with_residual(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
         return activation, array(row[RESIDUAL], shape, like)
+
+    def without(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
+        return activation
+
+    return without if residual in (types.none, None) else with_residual
+
+
+def backward_tail_like(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
+    """Return the last argument of kernels of a backward pass."""
+
+
+@overload(backward_tail_like)  # type: ignore[untyped-decorator]
+def _backward_tail_like(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
+    def with_residual(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
+        return activation, array(row[RESIDUAL], shape, like), array(row[DRESIDUAL], shape, like)
 
     def without(activation: Any, residual: Any, row: Any, shape: Any, like: Any) -> Any:
         return activation
@@ -128,15 +159,15 @@ def _steps(like: Any, own: Any, form: Any, activation: Any, residual: Any) -> di
     def whole_backward(pointer: int) -> Any:
         """Go back by a kernel that does everything."""
         row, _, shape, x, dx, saved, dweight, dbias = opened(pointer, like, own, form)
-        dy = array(row[DY], shape, like)
-        return call_int(row[KERNEL], (dy, x, saved, row[FLAG] != 0, dx, dweight, dbias, activation)) == REFUSED
+        dy, tail = array(row[DY], shape, like), backward_tail_like(activation, residual, row, shape, like)
+        return call_int(row[KERNEL], (dy, x, saved, row[FLAG] != 0, dx, dweight, dbias, tail)) == REFUSED
 
     def backward(pointer: int) -> Any:
         """Sum and write dx by a kernel."""
         row, _, shape, x, dx, saved, dweight, dbias = opened(pointer, like, own, form)
-        dy = array(row[DY], shape, like)
+        dy, tail = array(row[DY], shape, like), backward_tail_like(activation, residual, row, shape, like)
         by = row[KERNEL], row[PAST_CACHE] != 0, row[GROUPS]
-        return backward_by(*by, dy, x, saved, row[FLAG] != 0, dx, dweight, dbias, activation) == REFUSED
+        return backward_by(*by, dy, x, saved, row[FLAG] != 0, dx, dweight, dbias, tail) == REFUSED
 
     def restore(pointer: int) -> Any:
         """Fill `saved` for a backward pass: with running statistics if frozen, else from float64 means and invstds."""

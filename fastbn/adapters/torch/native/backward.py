@@ -34,6 +34,7 @@ from fastbn.adapters.torch.native.table import (
     NO_KERNEL,
     NO_MEMORY,
     NO_OVERLOAD,
+    RESIDUAL,
     RESTORE,
     THEIRS_BACK,
     begun,
@@ -64,7 +65,7 @@ def backward(pointer: int, table_pointer: int) -> int:
         space = ask(table[STORAGE_SIZE], kept, answer)
         rows = rows_behind(table, stack, kept, space, answer)
         if rows != 0 or (space > 0 and (dtype != FLOAT64 or stack[7] & 255 == 0)):
-            return our_backward(table, stack, dtype, rows, 0, 0, answer)
+            return our_backward(table, stack, dtype, rows, 0, 0, 0, 3, answer)
     theirs = np.empty(11, np.int64)
     theirs[:10] = stack
     theirs[2] = taken(table, stack[2])
@@ -111,8 +112,13 @@ def new_rows(table: Any, stack: Any, dtype: int, shape: Any, bias: int, answer: 
 
 
 @scalar
-def our_backward(table: Any, stack: Any, dtype: int, rows: int, bias: int, tail: int, answer: Any) -> int:
-    """Compute the gradients, from rows if they are known; a tail computes again what was normalised, with the bias."""
+def our_backward(
+    table: Any, stack: Any, dtype: int, rows: int, bias: int, added: int, tail: int, results: int, answer: Any
+) -> int:
+    """Compute the gradients, from rows if they are known; a tail computes again what was normalised, with the bias.
+
+    There are 3 results, or 4, with that of what was added.
+    """
     given_dy, given = stack[0], stack[1]
     sizes, strides = axes_of(table, given, answer)
     x = given
@@ -129,7 +135,7 @@ def our_backward(table: Any, stack: Any, dtype: int, rows: int, bias: int, tail:
     row[flat.SAVED], saved = rows, 0
     if rows == 0:
         row[flat.SAVED], saved = new_rows(table, stack, dtype, shape, bias, answer)
-    dx, dweight, dbias, dy = 0, 0, 0, 0
+    dx, dweight, dbias, dy, residual, dresidual = 0, 0, 0, 0, added, 0
     if step == 0 or row[flat.SAVED] == 0:
         said = table[NO_KERNEL]
     else:
@@ -137,7 +143,12 @@ def our_backward(table: Any, stack: Any, dtype: int, rows: int, bias: int, tail:
         dx, row[flat.OUT] = new_like(table, sizes, strides, dtype, answer)
         dweight = vector(table, channels, parameter_dtype(dtype), answer)
         dbias = vector(table, channels, parameter_dtype(dtype), answer)
-    if dy != 0 and dx != 0 and dweight != 0 and dbias != 0:
+        if added != 0:
+            residual = stored_like(table, added, dtype, sizes, strides, answer)
+            dresidual, row[flat.DRESIDUAL] = new_like(table, sizes, strides, dtype, answer)
+            row[flat.RESIDUAL] = data_of(table, residual, answer)
+    complete = added == 0 or (residual != 0 and dresidual != 0)
+    if complete and dy != 0 and dx != 0 and dweight != 0 and dbias != 0:
         row[flat.X], row[flat.DY] = ask(table[DATA], x, answer), ask(table[DATA], dy, answer)
         row[flat.FIRST], row[flat.SECOND] = ask(table[DATA], dweight, answer), ask(table[DATA], dbias, answer)
         row[flat.FLAG] = 1 - (stack[7] & 255)
@@ -148,6 +159,8 @@ def our_backward(table: Any, stack: Any, dtype: int, rows: int, bias: int, tail:
         delete(table, x)
     if dy != given_dy:
         delete(table, dy)
+    if residual != added:
+        delete(table, residual)
     wanted = mask_of(table, stack[9])
     delete(table, given_dy)
     delete(table, given)
@@ -156,6 +169,8 @@ def our_backward(table: Any, stack: Any, dtype: int, rows: int, bias: int, tail:
     stack[0] = given_or_nothing(table, dx, wanted[0], answer)
     stack[1] = given_or_nothing(table, dweight, wanted[1], answer)
     stack[2] = given_or_nothing(table, dbias, wanted[2], answer)
+    if results == 4:
+        stack[3] = given_or_nothing(table, dresidual, True, answer)
     return said
 
 
@@ -180,15 +195,18 @@ def given_or_nothing(table: Any, tensor: int, wanted: bool, answer: Any) -> int:
 
 @scalar
 def backward_act(pointer: int, table_pointer: int) -> int:
-    """Do ``backward(dy, x, w?, running_mean?, running_var?, mean?, invstd?, training, eps, mask, b?, activation)``."""
+    """Do ``backward(dy, x, w?, mean?, var?, mean?, invstd?, training, eps, mask, b?, activation, residual?)``."""
     table = words(table_pointer, LENGTH)
-    stack = words(pointer, 12)
+    stack = words(pointer, 13)
     answer = np.empty(1, np.int64)
     dtype = dtype_of(table, stack[1], answer)
     kept = seen(table, stack[5], answer)
     rows = 0
     if kept != 0:
         rows = rows_behind(table, stack, kept, ask(table[STORAGE_SIZE], kept, answer), answer)
-    said = our_backward(table, stack, dtype, rows, seen(table, stack[10], answer), stack[11], answer)
+    bias, added = seen(table, stack[10], answer), seen(table, stack[12], answer)
+    tail = stack[11] + (RESIDUAL if added != 0 else 0)
+    said = our_backward(table, stack, dtype, rows, bias, added, tail, 4, answer)
     delete(table, taken(table, stack[10]))
+    delete(table, taken(table, stack[12]))
     return said

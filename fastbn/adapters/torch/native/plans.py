@@ -45,10 +45,10 @@ def _complete(found: Any) -> None:
     dtype = flat_calls.seen_as(dtype, arithmetic.own())
     code, threads = kind % table.TAILS, kind // table.TAILS
     activation = flat_calls.ACTIVATIONS[code % table.RESIDUAL]
-    tail = (activation, RESIDUAL) if code >= table.RESIDUAL else activation
     like = flat_calls.LIKE[dtype].dtype
     own = plan.make(N, C, S, like.char, threads if N * C * S >= plan.PARALLEL_FROM else 1)
     back = operation == table.BACKWARD
+    tail = (activation, *[RESIDUAL] * (1 + back)) if code >= table.RESIDUAL else activation
     if operation == table.RESTORE:
         step, name = "restore", None
     elif own.call_forward is not None:

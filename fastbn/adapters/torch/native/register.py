@@ -119,8 +119,8 @@ def _define() -> Any:
         f"batch_norm_act({forward}, float momentum, float eps, Tensor? residual, int activation) -> {_THREE}"
     )
     backward = "Tensor dy, Tensor x, Tensor? weight, Tensor? running_mean, Tensor? running_var, Tensor? mean"
-    options = "Tensor? invstd, bool training, float eps, bool[3] mask, Tensor? bias, int activation"
-    library.define(f"batch_norm_act_backward({backward}, {options}) -> {_THREE}")
+    options = "Tensor? invstd, bool training, float eps, bool[3] mask, Tensor? bias, int activation, Tensor? residual"
+    library.define(f"batch_norm_act_backward({backward}, {options}) -> (Tensor, Tensor, Tensor, Tensor)")
     return library
 
 

@@ -50,7 +50,7 @@ PLANS_KEPT, PROBES = 4096, 16
 FORWARD, NORMALIZE, BACKWARD, RESTORE = range(4)
 OPERATIONS, DTYPES = 4, 4
 # A tail is the number of an activation (`flat_calls.ACTIVATIONS`), and RESIDUAL more if something is added before.
-RESIDUAL, TAILS = 4, 8
+RESIDUAL, TAILS = flat.MOST_ACTIVATIONS, 2 * flat.MOST_ACTIVATIONS
 
 # Bytes from which new memory is advised to huge pages before it is written: 44 MB cost 10,805 page faults, then 585,
 # and a forward pass 17 and 5 ms. NumPy does the same, from as many bytes.

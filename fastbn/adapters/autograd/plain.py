@@ -1,9 +1,4 @@
-"""Batch normalization as a primitive of HIPS autograd, with derivatives of every order in both modes.
-
-    from autograd import grad
-    from fastbn.adapters.autograd import batch_norm
-
-    grad(lambda x: np.sum(batch_norm(x, weight, bias) ** 2))(x)
+"""Plain batch normalization as primitives of autograd.
 
 Write y for the forward pass, J for its derivative by (x, weight, bias). Four primitives, a call of fastbn each:
 
@@ -21,19 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import autograd.numpy as anp
 import numpy as np
+from autograd.builtins import tuple as traced_tuple
+from autograd.core import make_jvp, make_vjp
+from autograd.extend import defjvp, defjvp_argnums, defvjp, defvjp_argnums, primitive, vspace
 
 import fastbn
-
-try:
-    import autograd.numpy as anp
-    from autograd.builtins import tuple as traced_tuple
-    from autograd.core import make_jvp, make_vjp
-    from autograd.extend import defjvp, defjvp_argnums, defvjp, defvjp_argnums, primitive, vspace
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "fastbn.adapters.autograd needs autograd: pip install autograd", name=error.name
-    ) from error
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Argnums: TypeAlias = tuple[int, ...]
@@ -71,47 +60,14 @@ class _Call:
         return [packed[self.inputs.index(i)] if i in self.inputs else None for i in range(3)]
 
 
-def batch_norm(
-    x: Any,
-    weight: Any = None,
-    bias: Any = None,
-    *,
-    running_mean: Array | None = None,
-    running_var: Array | None = None,
-    training: bool = True,
-    momentum: float = 0.1,
-    correction: float = 1,
-    eps: float = 1e-5,
-    axis: int = 1,
-    precision: str | None = None,
-) -> Any:
-    """Normalise every channel of a batch, then scale and shift it.
+def batch_norm(x: Any, weight: Any, bias: Any, options: dict[str, Any]) -> Any:
+    """Return y of a call with these other arguments of `fastbn.batch_norm`."""
+    return _forward(x, weight, bias, _Call(present(x, weight, bias), options))
 
-    Parameters
-    ----------
-    x, weight, bias : array, or what autograd traces in its place
-        As for `fastbn.batch_norm`; derivatives are taken by these three.
-    running_mean, running_var : array of float32 or float64, shape (C,), optional
-        Constants. With `training`, updated in place, once a call: taking derivatives does not update them again.
-    training, momentum, correction, eps, axis, precision
-        As for `fastbn.batch_norm`. Derivatives but the first backward pass are computed exactly in any case.
 
-    Returns
-    -------
-    array
-        y. A gradient has the shape and dtype of what it is a gradient by.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For anything that does not fit, before anything is written.
-    """
-    options = {
-        "running_mean": running_mean, "running_var": running_var, "training": training, "momentum": momentum,
-        "correction": correction, "eps": eps, "axis": axis, "precision": precision,
-    }  # fmt: skip
-    inputs = tuple(i for i, value in enumerate((x, weight, bias)) if i == 0 or value is not None)
-    return _forward(x, weight, bias, _Call(inputs, options))
+def present(x: Any, *others: Any) -> Argnums:
+    """Return which of the inputs there are, by position."""
+    return 0, *(i for i, value in enumerate(others, 1) if value is not None)
 
 
 def _run_forward(x: Any, weight: Any, bias: Any, call: _Call) -> Array:
@@ -193,9 +149,9 @@ def _backward_jvp(argnums: Argnums, tangents: Any, gradients: Any, args: Any, kw
     return parts[0] if len(parts) == 1 else vspace(gradients).add(*parts)
 
 
-_cast = primitive(lambda value, dtype: np.asarray(value, dtype))  # autograd's own astype has no forward mode
-defvjp(_cast, lambda ans, value, dtype: lambda g: _cast(g, vspace(value).dtype))
-defjvp(_cast, lambda g, ans, value, dtype: _cast(g, dtype))
+cast = primitive(lambda value, dtype: np.asarray(value, dtype))  # autograd's own astype has no forward mode
+defvjp(cast, lambda ans, value, dtype: lambda g: cast(g, vspace(value).dtype))
+defjvp(cast, lambda g, ans, value, dtype: cast(g, dtype))
 
 
 def _formula(inputs: Any, call: _Call) -> Any:
@@ -204,15 +160,15 @@ def _formula(inputs: Any, call: _Call) -> Any:
     ctx, axis = call.ctx, call.ctx.axis
     others = tuple(i for i in range(x.ndim) if i != axis)
     column = tuple(x.shape[axis] if i == axis else 1 for i in range(x.ndim))
-    xhat = _cast(x, np.float64) - (ctx.mean + ctx.mean_lo).reshape(column)
+    xhat = cast(x, np.float64) - (ctx.mean + ctx.mean_lo).reshape(column)
     if ctx.frozen:
         xhat = xhat * ctx.invstd.reshape(column)
     else:
         xhat = xhat - anp.mean(xhat, others, keepdims=True)
         xhat = xhat / anp.sqrt(anp.mean(xhat**2, others, keepdims=True) + call.options["eps"])
-    y = xhat if weight is None else xhat * anp.reshape(_cast(weight, np.float64), column)
-    y = y if bias is None else y + anp.reshape(_cast(bias, np.float64), column)
-    return _cast(y, x.dtype)
+    y = xhat if weight is None else xhat * anp.reshape(cast(weight, np.float64), column)
+    y = y if bias is None else y + anp.reshape(cast(bias, np.float64), column)
+    return cast(y, x.dtype)
 
 
 def _formula_tangent(tx: Any, tweight: Any, tbias: Any, x: Any, weight: Any, call: _Call) -> Any:
@@ -227,7 +183,7 @@ def _formula_double_backward(dd: Any, dy: Any, x: Any, weight: Any, call: _Call)
     return make_vjp(backward, traced_tuple([dy, x] if weight is None else [dy, x, weight]))[0](dd)
 
 
-def _at(formula: Callable[..., Any], argnums: Argnums, args: Any) -> tuple[Callable[[Any], Any], Any]:
+def at(formula: Callable[..., Any], argnums: Argnums, args: Any) -> tuple[Callable[[Any], Any], Any]:
     """Return a formula as a function of some of its arguments, in a tuple, and these."""
 
     def function(point: Any) -> Any:
@@ -238,15 +194,15 @@ def _at(formula: Callable[..., Any], argnums: Argnums, args: Any) -> tuple[Calla
 
 
 def _tangent_jvp(argnums: Argnums, tangents: Any, ty: Any, args: Any, kwargs: Any) -> Any:
-    return make_jvp(*_at(_formula_tangent, argnums, args))(traced_tuple(tangents))[1]
+    return make_jvp(*at(_formula_tangent, argnums, args))(traced_tuple(tangents))[1]
 
 
 def _double_backward_jvp(argnums: Argnums, tangents: Any, gradients: Any, args: Any, kwargs: Any) -> Any:
-    return make_jvp(*_at(_formula_double_backward, argnums, args))(traced_tuple(tangents))[1]
+    return make_jvp(*at(_formula_double_backward, argnums, args))(traced_tuple(tangents))[1]
 
 
 def _double_backward_vjp(argnums: Argnums, gradients: Any, args: Any, kwargs: Any) -> Vjp:
-    return lambda ddd: make_vjp(*_at(_formula_double_backward, argnums, args))[0](ddd)
+    return lambda ddd: make_vjp(*at(_formula_double_backward, argnums, args))[0](ddd)
 
 
 defvjp_argnums(_forward, _forward_vjp)
