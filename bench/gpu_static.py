@@ -49,7 +49,7 @@ REGISTERS = 65536
 HOT = 4
 
 # Kernels that keep nothing on the chip and load masks or strided data a value at a time.
-PLAIN = "masked", "count", "copy", "convert"
+PLAIN = "masked", "copy", "convert"
 
 LOAD = re.compile(r"\bld\.global(\.cs|\.L1::no_allocate)?(?:\.nc)?(\.v[24])?\.\w?(\d+)")
 STORE = re.compile(r"\bst\.global(\.cs)?(\.v[24])?\.\w?(\d+)")
@@ -241,7 +241,6 @@ def main() -> int:
     jobs += [("copy_strided", d, architectures[-1], True) for d in dtypes if d != "exact"]
     jobs += [("convert_strided", d, architectures[-1], True) for d in dtypes if d in ("float32", "float64")]
     if given.kernels == every:
-        jobs += [("count_mask", "float32", once, True)]
         masks = [f"masked_{task}_{family}" for task in MASKED for family in ("channels_first", "channels_last")]
         jobs += [(kernel, d, once, False) for kernel in masks for d in dtypes]
     with ProcessPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool:

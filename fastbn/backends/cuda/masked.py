@@ -2,7 +2,7 @@
 
 Arrays come as for `launch`, shadows of data as (N, C, S). The mask is one of booleans (N, S), contiguous, for the
 positions of all channels; where it is False, nothing is read, and zeros are written. `count` is how many positions
-count, which the host must know: `counts` finds it. A forward pass and a backward pass are two launches each.
+count, which the host knows. A forward pass and a backward pass are two launches each.
 """
 
 from __future__ import annotations
@@ -17,12 +17,8 @@ from fastbn.backends.cuda import plan as cuda_plan
 from fastbn_kernels.cuda import masked as segments_kernels
 from fastbn_kernels.cuda import masked_rows as rows_kernels
 from fastbn_kernels.cuda import memory
-from fastbn_kernels.cuda.build.decorators import Variant
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-
-# Blocks that count a mask, and the numbers that they leave.
-COUNTING = 64
 
 
 def _plan(data: tuple[Array, ...], operands: int, cooperative: bool) -> cuda_plan.Plan:
@@ -42,14 +38,6 @@ def _launch(
 def _mask(mask: Array) -> Any:
     """Return a mask as kernels take it, a byte a position."""
     return memory.params_argument(mask.view(np.uint8))
-
-
-def counts(mask: Array, result: Array, stream: int) -> None:
-    """Fill result, (COUNTING,) of float64, with numbers whose sum is how many positions count."""
-    variant = Variant("f", "f", True, cuda_plan.BLOCKS_PER_SM[False])
-    given = _mask(mask), mask.size, memory.params_argument(result)
-    threads = launch.device().threads
-    segments_kernels.count_mask.launch(variant, COUNTING, threads, stream, 0, given)
 
 
 def moments(x: Array, mask: Array, count: float, saved: Array, stream: int) -> None:

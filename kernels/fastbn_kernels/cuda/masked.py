@@ -45,22 +45,6 @@ from fastbn_kernels.cuda.reduce import WARP, block_group_sums, block_sums
 from fastbn_kernels.cuda.simd.ops import rounded
 
 
-@kernel(cooperative=False)
-def count_mask(mask: Mask, positions: Long, counts: Doubles) -> None:
-    """Fill counts, a number a block, with how many positions count among those that a block looks at."""
-    scratch = cuda.shared.array(WARP_SCRATCH, f64)
-    threads = i32(cuda.blockDim.x)
-    found = 0.0
-    i = i64(cuda.blockIdx.x) * threads + cuda.threadIdx.x
-    while i < positions:
-        if mask[i] != 0:
-            found += 1.0
-        i += i64(cuda.gridDim.x) * threads
-    found, _ = block_sums(found, 0.0, scratch)
-    if cuda.threadIdx.x == 0:
-        counts[cuda.blockIdx.x] = found
-
-
 @device
 def share_of(count: float) -> float:
     """Return one over a count; of none 0, so that moments of nothing are."""
