@@ -13,8 +13,8 @@ from fastbn_kernels.cuda.build.decorators import device
 from fastbn_kernels.cuda.build.numba_cuda import i32, i64
 from fastbn_kernels.cuda.element import centred, frozen_gradient, gradient, gradient_terms, normalized
 from fastbn_kernels.cuda.loops.segments import chunk, fetch, forth, steps
-from fastbn_kernels.cuda.simd.masks import choose, nothing
-from fastbn_kernels.cuda.simd.ops import decoded, dot, get, store, store_part, total, width
+from fastbn_kernels.cuda.simd.masks import choose
+from fastbn_kernels.cuda.simd.ops import adds, decoded, dot, get, nothing, store, store_part, total, width, writes
 
 
 @device
@@ -103,9 +103,17 @@ def masked_segments_sums(
 
 
 @device
+def beside_fetched(x: Any, at: int, hi: int, size: int, bits: int, after: Any) -> Any:
+    """Load what is added to what is normalised of x, where it counts, if there is anything."""
+    if adds(after):
+        return fetch_chosen(after[1], at, hi, size, bits)
+    return nothing(x)
+
+
+@device
 def masked_segments_normalize(
     x: Any, mask: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, params: Any, y: Any,
-    tail: int | None,
+    after: Any,
 ) -> None:  # fmt: skip
     """Write the normalised channel to y."""
     count = steps(first, step, N * Q)
@@ -119,15 +127,17 @@ def masked_segments_normalize(
         at1, lo1, hi1, bits1 = masked_chunk(x, mask, n, j, c, C, S, m + 1 < count)
         n, j = forth(n, j, dn, dj, Q)
         raw0, raw1 = fetch_chosen(x, at0, hi0, size, bits0), fetch_chosen(x, at1, hi1, size, bits1)
-        store_chosen(y, at0, lo0, hi0, normalized(x, raw0, params, tail), bits0)
-        store_chosen(y, at1, lo1, hi1, normalized(x, raw1, params, tail), bits1)
+        extra0 = beside_fetched(x, at0, hi0, size, bits0, after)
+        extra1 = beside_fetched(x, at1, hi1, size, bits1, after)
+        store_chosen(y, at0, lo0, hi0, normalized(x, raw0, params, after, extra0), bits0)
+        store_chosen(y, at1, lo1, hi1, normalized(x, raw1, params, after, extra1), bits1)
         m = i32(m + 2)
 
 
 @device
 def masked_gradient_sums(
     dy: Any, x: Any, mask: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, params: Any,
-    tail: int | None,
+    after: Any,
 ) -> tuple[float, float]:  # fmt: skip
     """Return this thread's sums of g and of g * (x - mean)."""
     count = steps(first, step, N * Q)
@@ -141,7 +151,8 @@ def masked_gradient_sums(
         at, _, hi, bits = masked_chunk(x, mask, n, j, c, C, S, True)
         n, j = forth(n, j, dn, dj, Q)
         g, raw = fetch_chosen(dy, at, hi, size, bits), fetch_chosen(x, at, hi, size, bits)
-        grad, off = gradient_terms(dy, g, x, raw, params, tail)
+        extra = beside_fetched(x, at, hi, size, bits, after)
+        grad, off = gradient_terms(dy, g, x, raw, params, after, extra)
         grad, off = choose(grad, bits), choose(off, bits)
         linear += total(grad)
         products += dot(grad, off)
@@ -152,7 +163,7 @@ def masked_gradient_sums(
 @device
 def masked_gradient(
     dy: Any, x: Any, mask: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, params: Any,
-    frozen: int, dx: Any, tail: int | None,
+    frozen: int, dx: Any, after: Any,
 ) -> None:  # fmt: skip
     """Write dx of a channel."""
     count = steps(first, step, N * Q)
@@ -164,8 +175,12 @@ def masked_gradient(
         at, lo, hi, bits = masked_chunk(x, mask, n, j, c, C, S, True)
         n, j = forth(n, j, dn, dj, Q)
         g, raw = fetch_chosen(dy, at, hi, size, bits), fetch_chosen(x, at, hi, size, bits)
-        values = gradient(dy, g, x, raw, params, tail)
+        extra = beside_fetched(x, at, hi, size, bits, after)
+        grad, off = gradient_terms(dy, g, x, raw, params, after, extra)
+        values = gradient(grad, off, params)
         if frozen != 0:
-            values = frozen_gradient(dy, g, x, raw, params, tail)
+            values = frozen_gradient(grad, params)
+        if writes(after):
+            store_chosen(after[2], at, lo, hi, grad, bits)
         store_chosen(dx, at, lo, hi, values, bits)
         m = i32(m + 1)
