@@ -28,11 +28,11 @@ def _plan(data: tuple[Array, ...], operands: int, cooperative: bool) -> cuda_pla
 
 def _launch(
     operation: str, planned: cuda_plan.Plan, data: Array, params: str, stream: int, arguments: tuple[Any, ...],
-    tail: int | None = None,
+    tail: Any = None, arrays: int = 0,
 ) -> None:  # fmt: skip
-    """Launch the kernel of an operation."""
+    """Launch the kernel of an operation, which takes so many arrays of a tail."""
     module = rows_kernels if planned.family == "channels_last" else segments_kernels
-    launch._launch(module, f"masked_{operation}", planned, data, params, stream, arguments, tail)
+    launch._launch(module, f"masked_{operation}", planned, data, params, stream, arguments, tail, arrays)
 
 
 def _mask(mask: Array) -> Any:
@@ -60,7 +60,7 @@ def _statistics(
 def forward(
     x: Array, mask: Array, count: float, weight: Array | None, bias: Array | None, running_mean: Array | None,
     running_var: Array | None, momentum: float, correction: float, eps: float, y: Array, saved: Array, stream: int,
-    tail: int | None = None,
+    tail: Any = None,
 ) -> None:  # fmt: skip
     """Normalise with the statistics of what counts, which are saved and move the running ones."""
     running = running_mean, running_var, momentum, correction
@@ -70,47 +70,48 @@ def forward(
 
 def normalize(
     x: Array, mask: Array, weight: Array | None, bias: Array | None, running_mean: Array | None,
-    running_var: Array | None, eps: float, y: Array, saved: Array, stream: int, tail: int | None = None,
+    running_var: Array | None, eps: float, y: Array, saved: Array, stream: int, tail: Any = None,
 ) -> None:  # fmt: skip
     """Normalise with running statistics or, without, with the saved mean, mean_lo and var; save the rest."""
-    planned = _plan((x, y), 1, False)
+    planned = _plan((x, y, *launch._beside(tail)), 1, False)
     arguments = (
         *launch._data(planned, x), _mask(mask), *launch._params(saved, weight, bias, running_mean, running_var), eps,
         *launch._data(planned, y), launch._given(weight, bias, running_mean),
     )  # fmt: skip
-    _launch("normalize", planned, x, launch._char(weight, bias, running_mean), stream, arguments, tail)
+    _launch("normalize", planned, x, launch._char(weight, bias, running_mean), stream, arguments, tail, 1)
 
 
 def sums(
-    dy: Array, x: Array, mask: Array, saved: Array, result: Array, stream: int, tail: int | None = None,
+    dy: Array, x: Array, mask: Array, saved: Array, result: Array, stream: int, tail: Any = None,
     dweight: Array | None = None, dbias: Array | None = None,
 ) -> None:  # fmt: skip
     """Fill result, (2, C), with the sums of dy and of dy * xhat, and gradients as far as they are not None."""
-    planned = _plan((dy, x), 2, True)
+    planned = _plan((dy, x, *launch._beside(tail)), 2, True)
     arguments = (
         *launch._data(planned, dy, x), _mask(mask), *launch._params(saved, result, dweight, dbias),
         launch._given(dweight, dbias, None),
     )  # fmt: skip
-    _launch("sums", planned, x, launch._char(dweight, dbias), stream, arguments, tail)
+    _launch("sums", planned, x, launch._char(dweight, dbias), stream, arguments, tail, 1)
 
 
 def gradient(
     dy: Array, x: Array, mask: Array, saved: Array, sums: Array, count: float, frozen: bool, dx: Array, stream: int,
-    tail: int | None = None,
+    tail: Any = None,
 ) -> None:  # fmt: skip
     """Write dx from sums, (2, C), over `count` values a channel."""
-    planned = _plan((dy, x, dx), 2, False)
+    planned = _plan((dy, x, dx, *launch._beside(tail)), 2, False)
     arguments = (
         *launch._data(planned, dy, x), _mask(mask), *launch._params(saved, sums), float(count), int(frozen),
         *launch._data(planned, dx),
     )  # fmt: skip
-    _launch("gradient", planned, x, "f", stream, arguments, tail)
+    _launch("gradient", planned, x, "f", stream, arguments, tail, 2)
 
 
 def backward(
     dy: Array, x: Array, mask: Array, count: float, saved: Array, frozen: bool, dx: Array, dweight: Array | None,
-    dbias: Array | None, result: Array, stream: int, tail: int | None = None,
+    dbias: Array | None, result: Array, stream: int, tail: Any = None,
 ) -> None:  # fmt: skip
     """Write dx, result as `sums` does and, as far as they are not None, the gradients of weight and bias."""
-    sums(dy, x, mask, saved, result, stream, tail, dweight, dbias)
+    summed = tail[:2] if isinstance(tail, tuple) else tail  # what was added gets its gradient where dx is written
+    sums(dy, x, mask, saved, result, stream, summed, dweight, dbias)
     gradient(dy, x, mask, saved, result, count, frozen, dx, stream, tail)
