@@ -30,7 +30,7 @@ def _launch(
     operation: str, planned: cuda_plan.Plan, data: Array, params: str, stream: int, arguments: tuple[Any, ...],
     tail: Any = None, arrays: int = 0,
 ) -> None:  # fmt: skip
-    """Launch the kernel of an operation; see `launch`."""
+    """Launch the kernel of an operation, which takes so many arrays of a tail."""
     module = rows_kernels if planned.family == "channels_last" else segments_kernels
     launch._launch(module, f"masked_{operation}", planned, data, params, stream, arguments, tail, arrays)
 
@@ -112,6 +112,6 @@ def backward(
     dbias: Array | None, result: Array, stream: int, tail: Any = None,
 ) -> None:  # fmt: skip
     """Write dx, result as `sums` does and, as far as they are not None, the gradients of weight and bias."""
-    summed = tail[:2] if isinstance(tail, tuple) else tail
+    summed = tail[:2] if isinstance(tail, tuple) else tail  # what was added gets its gradient where dx is written
     sums(dy, x, mask, saved, result, stream, summed, dweight, dbias)
     gradient(dy, x, mask, saved, result, count, frozen, dx, stream, tail)

@@ -164,6 +164,7 @@ def masked_gradient_channels_first(
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, from sums over `count` values."""
     after = tail, residual, dresidual
+    smem = cuda.shared.array(0, f64, 16)
     params = cuda.shared.array(GRADIENT_ROWS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     threads = i32(cuda.blockDim.x)
@@ -177,7 +178,7 @@ def masked_gradient_channels_first(
         first = i32(rank * threads + thread)
         masked_gradient(
             dy, x, mask, c, N, C, S, Q, first, i32(blocks * threads), channel_gradient_params(x, params), frozen, dx,
-            after,
+            smem, after,
         )  # fmt: skip
         cuda.syncthreads()
         c = i32(c + block_groups)

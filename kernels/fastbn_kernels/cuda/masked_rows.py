@@ -194,6 +194,7 @@ def masked_gradient_channels_last(
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, from sums over `count` values."""
     after = tail, residual, dresidual
+    smem = cuda.shared.array(0, f64, 16)
     params = cuda.shared.array(COLUMN_GRADIENT_PARAMS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     thread = i32(cuda.threadIdx.x)
@@ -209,7 +210,7 @@ def masked_gradient_channels_last(
         column, first, step = seat(x, base, rank, row_threads, blocks, R, wide)
         thread_params = column_gradient_params(x, params, COLUMNS, column)
         masked_rows_gradient(
-            dy, x, mask, i32(base + column), first, step, R, C, together, thread_params, frozen, dx, after
+            dy, x, mask, i32(base + column), first, step, R, C, together, thread_params, frozen, dx, smem, after
         )
         cuda.syncthreads()
         base = i32(base + block_groups * columns)

@@ -10,9 +10,9 @@ from typing import Any
 
 from fastbn_kernels.cuda.build.decorators import device
 from fastbn_kernels.cuda.build.numba_cuda import i32, i64
-from fastbn_kernels.cuda.element import centred, frozen_gradient, gradient, gradient_terms, normalized
+from fastbn_kernels.cuda.element import beside, centred, frozen_gradient, gradient, gradient_terms, keep, normalized
 from fastbn_kernels.cuda.simd.masks import choose
-from fastbn_kernels.cuda.simd.ops import add, adds, fma, load, mul, nothing, splat, store, widen, width, writes
+from fastbn_kernels.cuda.simd.ops import add, fma, load, mul, nothing, splat, store, widen, width
 
 
 @device
@@ -40,6 +40,15 @@ def load_chosen(x: Any, at: int, bits: int) -> Any:
 
 
 @device
+def beside_chosen(x: Any, at: int, bits: int, after: Any) -> Any:
+    """Load what is added to a vector of which something counts."""
+    raw = nothing(x)
+    if bits != 0:
+        raw = beside(x, at, after)
+    return raw
+
+
+@device
 def masked_rows_sums(
     x: Any, mask: Any, column: int, first: int, step: int, R: int, C: int, together: int, around: Any
 ) -> tuple[Any, Any]:
@@ -61,14 +70,6 @@ def masked_rows_sums(
         squares = add(squares, widen(fma(off1, off1, mul(off0, off0))))
         row = i32(min(i64(other) + step, i64(R)))
     return linear, squares
-
-
-@device
-def beside_chosen(x: Any, at: int, bits: int, after: Any) -> Any:
-    """Load what is added to what is normalised of x, where it counts, if there is anything."""
-    if adds(after):
-        return load_chosen(after[1], at, bits)
-    return nothing(x)
 
 
 @device
@@ -116,9 +117,9 @@ def masked_rows_gradient_sums(
 @device
 def masked_rows_gradient(
     dy: Any, x: Any, mask: Any, column: int, first: int, step: int, R: int, C: int, together: int, params: Any,
-    frozen: int, dx: Any, after: Any,
+    frozen: int, dx: Any, smem: Any, after: Any,
 ) -> None:  # fmt: skip
-    """Write dx of the columns."""
+    """Write dx of the columns, and the gradient of what was added, zeros where nothing counts."""
     wide = i64(C) * together
     row = first
     while row < R:
@@ -126,10 +127,7 @@ def masked_rows_gradient(
         at = i64(row) * wide + column
         g, raw = load_chosen(dy, at, bits), load_chosen(x, at, bits)
         grad, off = gradient_terms(dy, g, x, raw, params, after, beside_chosen(x, at, bits, after))
-        values = gradient(grad, off, params)
-        if frozen != 0:
-            values = frozen_gradient(grad, params)
-        if writes(after):
-            store(after[2], at, choose(grad, bits))
+        keep(dy, at, 0, width(x), choose(grad, bits), after, smem, i32(0), False)
+        values = frozen_gradient(grad, params) if frozen != 0 else gradient(grad, off, params)
         store(dx, at, choose(values, bits))
         row = i32(min(i64(row) + step, i64(R)))
