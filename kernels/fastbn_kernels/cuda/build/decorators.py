@@ -25,6 +25,7 @@ __all__ = [
     "Doubles",
     "Kernel",
     "Long",
+    "Mask",
     "Params",
     "Tail",
     "Variant",
@@ -63,12 +64,13 @@ def shared_formula(formula: Any) -> Any:
 
 
 # What a kernel's annotations may say of an argument. `Data` is x, y, dy or dx, `Params` what belongs to weight and
-# bias, `Doubles` and `Counters` are workspace and what is saved. `Tail`, the last, is no argument of the compiled
-# kernel but a constant of it: what is done after the normalization (see `element`).
+# bias, `Doubles` and `Counters` are workspace and what is saved, `Mask` is a byte a position. `Tail`, the last, is no
+# argument of the compiled kernel but a constant of it: what is done after the normalization (see `element`).
 Data: TypeAlias = Any
 Params: TypeAlias = Any
 Doubles: TypeAlias = Any
 Counters: TypeAlias = Any
+Mask: TypeAlias = Any
 Long: TypeAlias = int
 Tail: TypeAlias = int | None
 
@@ -104,6 +106,7 @@ def _types(variant: Variant) -> dict[str, Any]:
         "Params": types.CPointer(DTYPES[variant.params]),
         "Doubles": types.CPointer(types.float64),
         "Counters": types.CPointer(types.uint32),
+        "Mask": types.CPointer(types.uint8),
         "int": types.int32,
         "Long": types.int64,
         "float": types.float64,
