@@ -144,7 +144,7 @@ class ForwardCall:
             residual = arrays.gradient(look("residual", residual), data, "residual")
         count = _values_per_channel(data, axis)
         if mask is not None:
-            mask = beyond.mask(mask, data, axis, training)
+            mask = beyond.mask(look("mask", mask), data, axis, training)
             count = int(np.count_nonzero(mask))
         if moments is not None:
             moments = arrays.moments(moments, channels, training)
@@ -231,7 +231,7 @@ class MomentsCall:
         """Check the arguments of `batch_moments`."""
         data = arrays.data(look("x", x))
         axis = arrays.axis(axis, data)
-        return cls(data, axis, x, None if mask is None else beyond.mask(mask, data, axis, False))
+        return cls(data, axis, x, None if mask is None else beyond.mask(look("mask", mask), data, axis, False))
 
     @property
     def count(self) -> int:

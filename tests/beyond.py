@@ -1,8 +1,11 @@
 """Data and an oracle of batch norms with something beyond, and how close results are to be."""
 
+import itertools
 import math
+import os
 
 import numpy as np
+import pytest
 
 import reference
 from reference import WIDE
@@ -11,6 +14,17 @@ F4, F8 = np.float32, np.float64
 
 # One shape for each way to take a tensor that has kernels of its own: small in rows and in segments, and large.
 SHAPES = [(12, 20), (6, 5, 7), (64, 600), (16, 20, 130)]
+
+
+INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT") == "1"
+
+
+def cases(*values, compiled):
+    """Return all combinations where nothing is compiled (`make interpreted`), and elsewhere those that are named."""
+    everything = list(itertools.product(*values))
+    assert set(compiled) <= set(everything)
+    chosen, marks = (everything, pytest.mark.bounds) if INTERPRETED else (compiled, ())
+    return [pytest.param(*case, marks=marks, id="-".join(map(str, case))) for case in chosen]
 
 
 def data(rng, shape, dtype=F4):

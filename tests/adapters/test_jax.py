@@ -119,6 +119,117 @@ def test_a_hessian_is_jaxs_own_and_a_third_derivative_is_refused(rng):
         jax.jacrev(hessian)(x)
 
 
+RENORM = fastbn.Renorm(1.1, 0.1)
+BEYOND = {
+    "activation": {"activation": "tanh"},
+    "leaky": {"activation": ("leaky_relu", 0.3), "update_stats": False},
+    "residual": {"residual": True},
+    "both": {"residual": True, "activation": "relu"},
+    "frozen": {"residual": True, "activation": "silu", "training": False},
+    "mask": {"mask": True, "activation": "sigmoid"},
+    "ghosts": {"ghost_batch_size": 4, "activation": "relu", "residual": True},
+    "all": {"mask": True, "ghost_batch_size": 4, "renorm": RENORM, "residual": True, "momentum": 0.3},
+    "renorm": {"renorm": RENORM, "update_stats": False},
+}
+
+
+@pytest.mark.parametrize("python", [False, True])
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_goes_beyond_has_the_bits_of_fastbn(rng, name, python, request):
+    if python:
+        request.getfixturevalue("through_python")
+    x, dy = draw(rng, (6, 7, 5), np.float32, mean=2), draw(rng, (6, 7, 5), np.float32)
+    options, (weight, bias) = dict(BEYOND[name]), affine(rng, 5, np.float32)
+    arrays = {"x": x, "weight": weight, "bias": bias}
+    if options.pop("residual", False):
+        arrays["residual"] = draw(rng, x.shape, np.float32)
+    mask = np.arange(7) < np.array([7, 1, 3, 0, 2, 5])[:, None] if options.pop("mask", False) else None
+    old = draw(rng, 5, np.float32), rng.uniform(0.5, 2, 5).astype(np.float32)
+
+    @jax.jit
+    def both(arrays, mask, old, dy):
+        def net(arrays):
+            y, *state = batch_norm(
+                **arrays, running_mean=old[0], running_var=old[1], mask=None if mask is None else mask[..., None],
+                **options,
+            )  # fmt: skip
+            return y, state
+
+        y, back, state = jax.vjp(net, arrays, has_aux=True)
+        return y, back(dy)[0], state
+
+    y, grads, state = both(arrays, mask, old, dy)
+    running = [array.copy() for array in old]
+    named = {"running_mean": running[0], "running_var": running[1]}
+    expected, ctx = fastbn.batch_norm(**arrays, **named, **options, mask=mask, axis=-1)
+    np.testing.assert_array_equal(y, expected)
+    want = fastbn.batch_norm_backward(dy, ctx)
+    for name, gradient in grads.items():
+        np.testing.assert_array_equal(gradient, getattr(want, f"d{name}"), err_msg=name)
+    np.testing.assert_array_equal(state, running)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu", "tanh", "sigmoid", "silu", "gelu"])
+@pytest.mark.parametrize("training", [True, False])
+def test_second_derivatives_with_an_activation_are_jaxs_own(rng, activation, training):
+    x, residual, dy, v = (draw(rng, (6, 3, 4), np.float64) for _ in range(4))
+    weight, bias = affine(rng, 3, np.float64)
+    frozen = {} if training else {"mean": draw(rng, 3, np.float64), "var": rng.uniform(0.5, 2, 3)}
+
+    def ours(x, weight, bias, residual):
+        return batch_norm(x, weight, bias, frozen.get("mean"), frozen.get("var"), training=training, axis=1,
+                          residual=residual, activation=activation)[0]  # fmt: skip
+
+    def theirs(x, weight, bias, residual):
+        named = functools.partial(jax.nn.gelu, approximate=False) if activation == "gelu" else None
+        return (named or getattr(jax.nn, activation))(plain(x, weight, bias, axis=1, **frozen) + residual)
+
+    def second(f):
+        def loss(given, dy):
+            grads = jax.grad(lambda given: (jnp.sin(f(*given)) * dy).sum())(given)
+            return (grads[0] * v).sum() + sum((g**2).sum() for g in grads[1:])
+
+        return jax.jit(jax.grad(loss, (0, 1)))((x, weight, bias, residual), dy)
+
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-8), second(ours), second(theirs))
+
+
+def test_a_mask_is_flaxs_but_for_what_is_left_out(rng):
+    nn = pytest.importorskip("flax.linen")
+    x, mask = draw(rng, (6, 7, 5), np.float32, mean=1), rng.random((6, 7, 1)) < 0.6
+    layer = nn.BatchNorm(use_running_average=False, momentum=0.9, use_fast_variance=False)
+    variables = layer.init(jax.random.key(0), x)
+    wanted, state = layer.apply(variables, x, mask=mask, mutable=["batch_stats"])
+    c = jnp.ones(5, "float32")
+    y, mean, var = batch_norm(x, c, 0 * c, 0 * c, c, mask=mask, momentum=0.1, correction=0)
+    np.testing.assert_allclose(y, np.where(mask, wanted, 0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(mean, state["batch_stats"]["mean"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(var, state["batch_stats"]["var"], rtol=1e-5)
+
+
+def test_masks_and_tails_under_vmap(rng):
+    x, residual = draw(rng, (3, 20, 4), np.float32), draw(rng, (3, 20, 4), np.float32)
+    mask = rng.random((3, 20, 1)) < 0.5
+
+    def loss(x, residual, mask):
+        return (batch_norm(x, residual=residual, mask=mask, activation="tanh")[0] ** 3).sum()
+
+    for given in (mask, None):
+        axes = (0, 0, None if given is None else 0)
+        dx, dresidual = jax.vmap(jax.grad(loss, (0, 1)), axes)(x, residual, given)
+        for i in range(3):
+            own = jax.grad(loss, (0, 1))(x[i], residual[i], None if given is None else given[i])
+            np.testing.assert_array_equal([dx[i], dresidual[i]], own)
+
+
+def test_second_derivatives_of_what_has_none_are_refused(rng):
+    x, mask, c = draw(rng, (8, 3), np.float32), np.arange(8)[:, None] < 5, jnp.ones(3, "float32")
+    for options in ({"mask": mask}, {"ghost_batch_size": 4}, {"renorm": RENORM}):
+        loss = lambda x: (batch_norm(x, running_mean=c, running_var=c, **options)[0] ** 3).sum()  # noqa: B023, E731
+        with pytest.raises(NotImplementedError, match="a second one was asked for"):
+            jax.grad(lambda x: (jax.grad(loss)(x) ** 2).sum())(x)  # noqa: B023
+
+
 def test_vmap_takes_every_element_by_itself(rng):
     x, (weight, bias) = draw(rng, (3, 20, 4), np.float32), affine(rng, 4, np.float32)
     y, mean, var = jax.vmap(lambda x: batch_norm(x, weight, bias, weight, weight, momentum=1, correction=0))(x)
@@ -166,6 +277,9 @@ def test_what_does_not_fit_is_refused_while_tracing_in_the_words_of_fastbn():
         (ValueError, "momentum", (x, c, c, c, c), {"momentum": 2}),
         (ValueError, "x", (x[:0],), {}),
         (ValueError, "correction", (x[:1], c, c, c, c), {}),
+        (ValueError, "activation", (x,), {"activation": "swish"}),
+        (ValueError, "ghost_batch_size", (x,), {"ghost_batch_size": 0}),
+        (ValueError, "running_mean, running_var", (x,), {"renorm": RENORM}),
     ):
         with pytest.raises(bad, match=f"^{argument}: expected") as ours:
             jax.jit(functools.partial(batch_norm, **options))(*arguments)
@@ -175,6 +289,22 @@ def test_what_does_not_fit_is_refused_while_tracing_in_the_words_of_fastbn():
         with pytest.raises(bad) as theirs:
             fastbn.batch_norm(x_, **({"axis": -1} | options), **given)
         assert str(ours.value).startswith(str(theirs.value))
+
+
+def test_residuals_and_masks_that_do_not_fit_are_refused_while_tracing(rng):
+    x = jnp.ones((4, 3), "float32")
+    for error, message, options in (
+        (ValueError, "residual: expected the shape of x", {"residual": x[:2]}),
+        (TypeError, "residual: expected the dtype of x", {"residual": x.astype("float16")}),
+        (TypeError, "mask: expected an array of bool .*, got dtype int", {"mask": jnp.ones((4, 1), int)}),
+        (ValueError, r"mask: expected .* got shape \(4,\)", {"mask": jnp.ones(4, bool)}),
+        (ValueError, r"mask: expected .* got shape \(4, 3\)", {"mask": jnp.ones((4, 3), bool)}),
+        (ValueError, r"mask: expected .* got shape \(1, 4, 1\)", {"mask": jnp.ones((1, 4, 1), bool)}),
+    ):
+        with pytest.raises(error, match=message):
+            jax.jit(functools.partial(batch_norm, **options))(x)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="mask: expected at least one True in training"):
+        jax.block_until_ready(batch_norm(x, mask=np.zeros((4, 1), bool)))
 
 
 def test_an_empty_batch_passes_inference():

@@ -88,6 +88,31 @@ def test_every_plan_gives_the_bits_of_fastbn(rng, monkeypatch, called, name, tra
         assert target == f"fastbn_{kernel}_float32"
 
 
+TAILS = {"": ("small segments", {}), "relu": ("small rows", {"activation": "relu"}),
+         "leaky_relu(0.3)": ("rows", {"activation": ("leaky_relu", 0.3)})}  # fmt: skip
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("tail", TAILS)
+def test_kernels_do_activations_and_residuals_too(rng, called, tail, added):
+    """A residual is an argument of XLA's, its gradient a result."""
+    plan, options = TAILS[tail]
+    shape, axis, _, expected_kernels = PLANS[plan]
+    x, dy = draw(rng, shape, np.float32, mean=3), draw(rng, shape, np.float32)
+    arrays = {"x": x} | ({"residual": draw(rng, shape, np.float32)} if added else {})
+    y, back = jax.vjp(lambda arrays: batch_norm(**arrays, axis=axis, **options)[0], arrays)
+    found = back(jnp.asarray(dy))[0]
+    expected, ctx = fastbn.batch_norm(**arrays, axis=axis, **options)
+    np.testing.assert_array_equal(y, expected)
+    grads = fastbn.batch_norm_backward(dy, ctx)
+    for name, gradient in found.items():
+        np.testing.assert_array_equal(gradient, getattr(grads, f"d{name}"))
+    name = tail or "None"
+    then = [f"_{name}_residual" * added or f"_{name}" * bool(tail), f"_{name}" * bool(tail)]
+    then[1] += "_residual_residual" * (added and bool(tail))
+    assert called == [f"fastbn_{expected_kernels[i]}_float32{end}" for i, end in zip((0, 2), then, strict=True)]
+
+
 def test_what_kernels_do_not_take_goes_through_python(rng, called, monkeypatch):
     """Parameters of another dtype than they take; a JAX that does not say which interface it has; a GPU."""
     x, c = draw(rng, (8, 3), np.float32), np.ones(3, np.float32)

@@ -104,7 +104,8 @@ def test_options_reach_the_computation(rng):
     np.testing.assert_allclose(layer.running_var, f.var.astype(float), rtol=1e-13)
     assert repr(layer) == (
         "BatchNorm(5, axis=-1, eps=0.5, momentum=1.0, correction=0, "
-        "affine=True, track_running_stats=True, dtype=float64, precision=None)"
+        "weight=True, bias=True, track_running_stats=True, activation=None, ghost_batch_size=None, renorm=None, "
+        "dtype=float64, precision=None)"
     )
 
 

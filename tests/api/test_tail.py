@@ -4,13 +4,19 @@ import numpy as np
 import pytest
 
 import fastbn
-from beyond import F4, F8, SHAPES, close, data, passes
+from beyond import F4, F8, SHAPES, cases, close, data, passes
+
+ACTIVATIONS = None, "relu", "gelu", ("leaky_relu", 0.2)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("activation", [None, "relu", "gelu", ("leaky_relu", 0.2)], ids=str)
-@pytest.mark.parametrize("with_residual", [False, True])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "activation", "with_residual", "training"),
+    cases(SHAPES, ACTIVATIONS, (False, True), (True, False), compiled=[
+        ((12, 20), ("leaky_relu", 0.2), False, True),
+        ((6, 5, 7), "gelu", True, False),
+        ((16, 20, 130), "relu", True, True),
+    ]),
+)  # fmt: skip
 def test_tail(shape, activation, with_residual, training):
     rng = np.random.default_rng(1)
     x, dy, residual, weight, bias = data(rng, shape)
@@ -48,8 +54,10 @@ def test_tail(shape, activation, with_residual, training):
         close(found.dresidual, grads.dresidual, F4)
 
 
-@pytest.mark.parametrize("dtype", [F8, np.float16])
-@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "silu", "relu6"])
+@pytest.mark.parametrize(
+    ("dtype", "activation"),
+    cases((F8, np.float16), ("tanh", "sigmoid", "silu", "relu6"), compiled=[(F8, "silu"), (np.float16, "tanh")]),
+)
 def test_tail_of_other_dtypes(dtype, activation):
     x, dy, residual, weight, bias = data(np.random.default_rng(2), (6, 5, 7), dtype)
     y, ctx = fastbn.batch_norm(x, weight, bias, activation=activation, residual=residual)

@@ -236,7 +236,7 @@ def residual_overwritten(a):
 def ghosts(**change):
     """A change to a context of ghost batches."""
     x = np.arange(24, dtype=F4).reshape(4, 3, 2)
-    return lambda a: {"ctx": fastbn.batch_norm(x, ghost_batch_size=2)[1], "out": None} | change
+    return lambda a: {"ctx": forward(x, ghost_batch_size=2)[1]} | change
 
 
 def shared(a):
@@ -264,7 +264,8 @@ BACKWARD = [
     ("ctx", "x was overwritten by out=x, through an activation that loses it", ValueError,
      overwritten(activation="relu")),
     ("ctx", "the residual was overwritten by out=residual", ValueError, residual_overwritten),
-    ("sums", "with ghost batches", ValueError, ghosts(sums=fastbn.BackwardSums(8, np.zeros(3), np.zeros(3)))),
+    ("sums", "with ghost batches", ValueError,
+     ghosts(out=None, sums=fastbn.BackwardSums(8, np.zeros(3), np.zeros(3)))),
     ("out", "another shape", ValueError, {"out": np.zeros((4, 3), F4)}),
     ("out", "another dtype", TypeError, {"out": np.zeros((4, 3, 2))}),
     ("out", "dy, shifted by a row", ValueError, shifted("dy")),

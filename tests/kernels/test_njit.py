@@ -17,11 +17,14 @@ import fastbn
 import reference
 from fastbn.backends.cpu import launch, plan
 from fastbn_kernels.cpu import (
+    RELU,
+    SILU,
     batch_norm_backward,
     batch_norm_backward_channel,
     batch_norm_forward,
     batch_norm_forward_channel,
     batch_norm_inference,
+    leaky_relu,
 )
 from grid import draw, poisoned
 from plans import ALIKE
@@ -265,11 +268,62 @@ def test_inference_is_the_bits_of_fastbn(rng, shape):
     np.testing.assert_array_equal(own.y, expected)
 
 
+LEAKY = leaky_relu(0.25)
+
+
+@njit
+def relu_step(x, dy, r, weight, bias, y, mean, invstd, dx, dweight, dbias, dr):
+    batch_norm_forward(x, weight, bias, EPS, y, mean, invstd, RELU, r)
+    batch_norm_backward(dy, x, weight, mean, invstd, dx, dweight, dbias, RELU, bias, r, dr)
+
+
+@njit
+def leaky_step_by_channels(x, dy, r, weight, bias, y, mean, invstd, dx, dweight, dbias, dr):
+    for c in range(x.shape[1]):
+        batch_norm_forward_channel(x, c, weight, bias, EPS, y, mean, invstd, LEAKY, r)
+        batch_norm_backward_channel(dy, x, c, weight, mean, invstd, dx, dweight, dbias, LEAKY, bias, r, dr)
+
+
+# Of each of them some 6 s are for the compiler.
+TAILS = [
+    (relu_step, "relu", (6, 5, 303)),
+    pytest.param(relu_step, "relu", (32, 64), marks=pytest.mark.slow),
+    pytest.param(leaky_step_by_channels, ("leaky_relu", 0.25), (6, 5, 303), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("function", "activation", "shape"), TAILS, ids=["runs", "rows", "channels"])
+def test_an_activation_and_a_residual_are_those_of_fastbn(rng, function, activation, shape):
+    own = case(rng, shape)
+    r, dr = draw(rng, shape, np.float32), poisoned(shape, np.float32)
+    function(own.x, own.dy, r, own.weight, own.bias, *own.results, dr)
+    y, ctx = fastbn.batch_norm(
+        own.x, own.weight, own.bias, residual=r, activation=activation, eps=EPS, precision="fast"
+    )  # fmt: skip
+    grads = fastbn.batch_norm_backward(own.dy, ctx)
+    wanted = [y, np.array([ctx.mean, ctx.mean_lo]), ctx.invstd, grads.dx, grads.dweight, grads.dbias, grads.dresidual]
+    same([*own.results, dr], wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(6, 5, 303), (33, 5)], ids=str)
+def test_y_may_be_the_residual_in_inference_and_in_training(rng, shape):
+    own, C = case(rng, shape), shape[1]
+    r, mean, var = draw(rng, shape, np.float32), rng.normal(10, 1, C), rng.random(C) + 0.1
+    y = r.copy()
+    batch_norm_inference(own.x, mean, var, own.weight, own.bias, EPS, y, SILU, y)
+    options = {"eps": EPS, "precision": "fast", "residual": r}
+    same([y], [fastbn.batch_norm_inference(own.x, mean, var, own.weight, own.bias, activation="silu", **options)])
+    y = r.copy()
+    batch_norm_forward(own.x, own.weight, own.bias, EPS, y, own.mean, own.invstd, residual=y)
+    same([y], [fastbn.batch_norm(own.x, own.weight, own.bias, **options)[0]])
+
+
 def test_the_code_in_the_docs(rng):
     page = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```python\n([^`]*@njit[^`]*)^```", page, re.MULTILINE)
+    first, beyond = re.findall(r"^```python\n([^`]*@njit[^`]*)^```", page, re.MULTILINE)
     names = {}
-    exec(block, names)
+    exec(first + beyond, names)  # the functions of the second are compiled and called above
     own = case(rng, (6, 5, 300))
     same(names["step"](own.x, own.dy, own.weight, own.bias), [of_fastbn(own)[k] for k in (0, 3, 4, 5)])
 
@@ -341,6 +395,42 @@ def test_types_that_it_is_not_for_are_refused_when_a_call_is_compiled(rng, said)
     own.y = WRONG_TYPES[said](np.ones_like(own.y))
     with pytest.raises(numba.TypingError, match=f"fastbn: .*{said}"):
         step(*own.all)
+
+
+WRONG_TAILS = {
+    "activation is RELU": ("relu", None, None, None),
+    "leave out residual": (None, None, "r", "r"),
+    "needs the bias": (RELU, None, None, None),
+    "come together": (RELU, "bias", "r", None),
+}
+
+
+@pytest.mark.parametrize("said", WRONG_TAILS)
+def test_tails_that_do_not_go_together_are_refused_when_a_call_is_compiled(rng, said):
+    own = case(rng, (4, 3, 7))
+    named = {"bias": own.bias, "r": own.x.copy()}
+    tail = [named.get(item, item) if isinstance(item, str) else item for item in WRONG_TAILS[said]]
+    with pytest.raises(numba.TypingError, match=f"fastbn: .*{said}"):
+        batch_norm_backward(*own.backward, *tail)
+
+
+def test_residuals_that_do_not_fit_raise_and_write_nothing(rng):
+    own = case(rng, (4, 3, 7))
+    wrong, dr = own.x[:2].copy(), poisoned(own.x.shape, np.float32)
+    with pytest.raises(ValueError, match="residual has the shape of x"):
+        batch_norm_forward(*own.forward, None, wrong)
+    assert all(np.isnan(array).all() for array in own.results)
+    batch_norm_forward(*own.forward)
+    for bias, residual, dresidual, message in (
+        (own.bias[:2], own.x, dr, "bias has the shape"),
+        (own.bias, wrong, dr, "residual and dresidual have the shape"),
+        (own.bias, own.dx, dr, "residual shares no memory with dx"),
+        (own.bias, own.y, own.dy, "dresidual shares no memory with x, dy and dx"),
+        (own.bias, own.y, own.y, "dresidual shares no memory with residual"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            batch_norm_backward(*own.backward, SILU, bias, residual, dresidual)
+    assert np.isnan(own.dx).all()
 
 
 # ---------------------------------------------------------------- what is kept on disk

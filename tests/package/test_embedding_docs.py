@@ -22,7 +22,7 @@ def test_code_in_the_page_is_valid_python():
         ast.parse(block)
 
 
-@pytest.mark.parametrize("title", ["Folding"])
+@pytest.mark.parametrize("title", ["Folding", "Micro-batches"])
 def test_sections_that_are_whole_programs_run(title):
     section = PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     (block,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
@@ -79,7 +79,7 @@ def test_the_table_of_hosts(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["numpy_digits.py", "njit_digits.py"])
+@pytest.mark.parametrize("name", ["numpy_digits.py", "njit_digits.py", "micro_batches.py"])
 def test_examples_run(name):
     done = subprocess.run([sys.executable, ROOT / "examples" / name], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -251,6 +251,9 @@ def test_torch_says_who_follows_its_operations():
         where = "is_traced of adapters/torch/functional.py"
         require(callable(getattr(torch._C, name, None)), f"torch._C.{name} is gone: {where}")
     require(isinstance(forward_ad._current_level, int), "torch.autograd.forward_ad._current_level is no number")
+    with forward_ad._set_fwd_grad_enabled(False):
+        off = torch._C._is_fwd_grad_enabled()
+    require(off is False, "_set_fwd_grad_enabled does not switch: _forward_mode of adapters/torch/transforms.py")
     tensor = torch.ones(1)
     torch.autograd.graph.increment_version((tensor,))
     require(tensor._version == 1, "increment_version does not count a tensor that fastbn writes to")

@@ -13,13 +13,16 @@ import jax
 import numpy as np
 from numba import cfunc, config, types
 
+from fastbn.activations import Activation
 from fastbn.adapters.jax import xla_calls as calls
 from fastbn.adapters.jax import xla_frame as frame
 from fastbn.backends.cpu import plan
 from fastbn_kernels.build import interrupts, regions, threads
 from fastbn_kernels.build.addresses import address_of, call_bool, words
+from fastbn_kernels.build.decorators import RESIDUAL
 from fastbn_kernels.cpu import flat_calls, kernel
 from fastbn_kernels.cpu.flat_calls import LIKE, parameter_dtype, seen_as
+from fastbn_kernels.cpu.simd import tails
 
 _lock = threading.Lock()
 _handlers: dict[str, Any] = {}  # what XLA knows, and has the addresses of
@@ -79,35 +82,42 @@ class Target(NamedTuple):
     groups: int
 
 
-def forward(shape: tuple[int, int, int], dtype: str, precision: str, train: bool) -> Target:
+def tail(activation: Activation | None, arrays: int) -> Any:
+    """Return the key of a kernel's tail: an activation, and how many arrays go with it."""
+    named = None if activation is None else tails.named(activation.name, activation.slope)
+    return (named, *(RESIDUAL for _ in range(arrays))) if arrays else named
+
+
+def forward(shape: tuple[int, int, int], dtype: str, precision: str, train: bool, tail: Any = None) -> Target:
     """Return what takes a forward pass of data (N, C, S): the kernel that the plan names."""
     dtype = seen_as(dtype, precision)
     own = _plan(shape, dtype)
     if own.call_forward is not None:
-        name = _known("whole_forward", dtype, own, own.call_forward)
+        name = _known("whole_forward", dtype, own, own.call_forward, tail)
     else:
-        name = _known("forward", dtype, own, own.forward if train else own.normalize)
+        name = _known("forward", dtype, own, own.forward if train else own.normalize, tail)
     return Target(name, own.past_cache[0], own.groups)
 
 
-def backward(shape: tuple[int, int, int], dtype: str, precision: str) -> Target:
+def backward(shape: tuple[int, int, int], dtype: str, precision: str, tail: Any = None) -> Target:
     """Return what takes a backward pass of data (N, C, S): the kernel that the plan names."""
     dtype = seen_as(dtype, precision)
     own = _plan(shape, dtype)
     if own.call_backward is not None:
-        name = _known("whole_backward", dtype, own, own.call_backward)
+        name = _known("whole_backward", dtype, own, own.call_backward, tail)
     else:
-        name = _known("backward", dtype, own, own.backward)
+        name = _known("backward", dtype, own, own.backward, tail)
     return Target(name, own.past_cache[1], own.groups)
 
 
-def _known(step: str, dtype: str, own: plan.Plan, kernel_name: str) -> str:
+def _known(step: str, dtype: str, own: plan.Plan, kernel_name: str, tail: Any) -> str:
     """Return the name of a call of a kernel by a step, which XLA is told now if it does not know it yet."""
-    name = f"fastbn_{kernel_name}_{dtype}"
+    then = "" if tail is None else "_".join(["", *map(str, tail if isinstance(tail, tuple) else (tail,))])
+    name = f"fastbn_{kernel_name}_{dtype}{then}"
     with _lock, interrupts.held_back():  # XLA must not know what is not kept, nor be told twice
         if name not in _handlers:
-            at = flat_calls.step(step, dtype, own.in_rows)
-            function = address_of(kernel(kernel_name).get(LIKE[dtype].dtype, own.parallel))
+            at = flat_calls.step(step, dtype, own.in_rows, tail)
+            function = address_of(kernel(kernel_name).get(LIKE[dtype].dtype, own.parallel, tail))
             body = calls.forward if step.endswith("forward") else calls.backward
             _register(name, body, at, function, np.dtype(parameter_dtype(dtype)).itemsize)
     return name

@@ -18,7 +18,8 @@ from fastbn_kernels.build.decorators import scalar
 from fastbn_kernels.cpu import flat_calls as flat
 
 # The numbers of a call. Absent parameters are not among its buffers; FLAG is training, or backward, frozen.
-N, C, S, EPS, MOMENTUM, CORRECTION, FLAG, PAST_CACHE, GROUPS, HAS_WEIGHT, HAS_BIAS, HAS_RUNNING, NUMBERS = range(13)
+N, C, S, EPS, MOMENTUM, CORRECTION, FLAG, PAST_CACHE, GROUPS = range(9)
+HAS_WEIGHT, HAS_BIAS, HAS_RUNNING, HAS_RESIDUAL, NUMBERS = range(9, 14)
 
 
 @scalar
@@ -57,6 +58,8 @@ def forward(given: Any, step: int, kernel: int, itemsize: int) -> bool:
         if numbers[HAS_WEIGHT + min(i, 2)] != 0:
             row[flat.WEIGHT + i] = frame.buffer(given, frame.ARGUMENTS, at)
             at += 1
+    if numbers[HAS_RESIDUAL] != 0:
+        row[flat.RESIDUAL] = frame.buffer(given, frame.ARGUMENTS, at)
     if numbers[FLAG] != 0 and numbers[HAS_RUNNING] != 0:
         for i in (2, 3):
             new = frame.buffer(given, frame.RESULTS, i)
@@ -69,13 +72,16 @@ def forward(given: Any, step: int, kernel: int, itemsize: int) -> bool:
 @scalar
 def backward(given: Any, step: int, kernel: int, itemsize: int) -> bool:
     """Go back."""
-    row, _ = begun(given, kernel)
+    row, numbers = begun(given, kernel)
     row[flat.X] = frame.buffer(given, frame.ARGUMENTS, 0)
     row[flat.SAVED] = frame.buffer(given, frame.ARGUMENTS, 1)
     row[flat.DY] = frame.buffer(given, frame.ARGUMENTS, 2)
     row[flat.OUT] = frame.buffer(given, frame.RESULTS, 0)
     row[flat.FIRST] = frame.buffer(given, frame.RESULTS, 1)
     row[flat.SECOND] = frame.buffer(given, frame.RESULTS, 2)
+    if numbers[HAS_RESIDUAL] != 0:
+        row[flat.RESIDUAL] = frame.buffer(given, frame.ARGUMENTS, 3)
+        row[flat.DRESIDUAL] = frame.buffer(given, frame.RESULTS, 3)
     return run(step, row)
 
 

@@ -12,12 +12,12 @@ dicts, checkpoints, `isinstance` and `repr` are unchanged. `batch_norm` is `torc
 
 On the CPU, with PyTorch 2.13 and later, fastbn is PyTorch's own operator (`native`): no Python on the way forward or
 back, loops on PyTorch's threads, derivatives by PyTorch's autograd. Older releases, and tensors on a GPU, go by Python
-(`function`).
+(`function`). So do calls under `torch.func` (`transforms`): grad, jvp, vmap and any of them over others.
 
 Tensors of float32, float64, float16 and bfloat16, with parameters and statistics of float32 or float64, are fastbn's
 (those that PyTorch would not take together go by Python too). Everything else is computed by PyTorch's own batch norm:
-parameters of 16 bits, the other devices, subclasses of `Tensor`, calls under the transforms of `torch.func`, and calls
-that PyTorch refuses, so that the error is PyTorch's.
+parameters of 16 bits, the other devices, subclasses of `Tensor`, calls that somebody traces, and calls that PyTorch
+refuses, so that the error is PyTorch's.
 """
 
 from fastbn.adapters.torch.folding import fold

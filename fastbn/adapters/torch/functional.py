@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from fastbn.adapters.torch import function
+from fastbn.adapters.torch import function, transforms
 from fastbn.adapters.torch.native import register
 
 PLAIN = (Tensor, nn.Parameter)
@@ -42,7 +42,7 @@ def is_ours(
 
 
 def is_traced() -> bool:
-    """Return whether somebody follows PyTorch's operations, of which fastbn's are none.
+    """Return whether somebody follows PyTorch's operations, of which fastbn's in compiled code are none.
 
     That is `torch.func`, `torch.jit.trace`, or a dispatch mode, such as a count of operations.
     """
@@ -51,6 +51,12 @@ def is_traced() -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
     )
+
+
+def is_transformed(x: Tensor, *given: Any) -> bool:
+    """Return whether a call that somebody follows is fastbn's: one under `torch.func`, if nobody else follows it."""
+    followed = torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+    return not followed and x.is_cpu and is_ours(x, *given)
 
 
 def is_native(x: Tensor, weight: Tensor | None, running_mean: Tensor | None) -> bool:
@@ -95,13 +101,13 @@ def batch_norm(
     -------
     Tensor
         y. Its gradient is computed by fastbn, what is differentiated of that by PyTorch's formulas; where calls go by
-        Python, second derivatives are fastbn's too.
+        Python, and under the transforms of `torch.func`, second derivatives are fastbn's too.
     """
     given = input, running_mean, running_var, weight, bias, training, momentum, eps
     if torch.compiler.is_compiling():
         return function.compiled(*given) if is_ours(*given) else nn.functional.batch_norm(*given)
     if is_traced():
-        return nn.functional.batch_norm(*given)
+        return transforms.batch_norm(*given) if is_transformed(*given) else nn.functional.batch_norm(*given)
     if is_native(input, weight, running_mean):
         return _by_pytorchs_operator(*given)
     if not is_ours(*given):

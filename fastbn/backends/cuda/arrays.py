@@ -58,7 +58,7 @@ def _shadow(address: int, shape: tuple[int, ...], strides: tuple[int, ...] | Non
     if 0 in shape:
         return np.empty(shape, dtype)
     stored = np.dtype(dtype)
-    plain = stored if stored.kind in "fiu" and stored.name != "bfloat16" else np.dtype(np.uint16)
+    plain = stored if stored.kind in "fiub" and stored.name != "bfloat16" else np.dtype(np.uint16)
     interface = {"data": (address, readonly), "shape": shape, "strides": strides, "typestr": plain.str, "version": 3}
     array = np.asarray(_Export(interface))
     return array if plain == stored else array.view(stored)

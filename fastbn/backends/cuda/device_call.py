@@ -51,6 +51,10 @@ class DeviceCall:
         shadow: Array = self.shadow("sent", there)
         return shadow
 
+    def sent_mask(self, mask: Array, own: layout.Layout) -> Array:
+        """Return a mask on the GPU, as (N, S), a byte a position."""
+        return self.sent(own.positions(mask).view(np.uint8))
+
     def parameter(self, given: Any, checked: Array | None, dtype: Any, *, written: bool = False) -> Array | None:
         """Return a parameter on the GPU, contiguous and of the one dtype of all parameters of the launch."""
         if checked is None:

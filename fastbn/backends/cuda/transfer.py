@@ -37,14 +37,24 @@ def forward(call: ForwardCall, compute: Callable[[ForwardCall], tuple[Any, Any]]
     """Return y and the context; `compute` takes the same call on the GPU."""
     own = layout.of(call.x, call.axis)
     there, shadow = _sent(call.x, own)
-    sent = dataclasses.replace(call, x=shadow, axis=1, out=None, given=call.given._replace(x=there, out=None))
+    given = call.given._replace(x=there, out=None)
+    residual = mask = None
+    if call.residual is not None:
+        residual_there, residual = _sent(call.residual, own)
+        given = given._replace(residual=residual_there)
+    if call.mask is not None:
+        N, _, S = own.shape
+        mask = own.positions(call.mask).reshape(N, 1, S)
+    sent = dataclasses.replace(call, x=shadow, axis=1, out=None, given=given, residual=residual, mask=mask)
     y_there, made = compute(sent)
     y = layout.empty(call.x) if call.out is None else call.out
     dtypes = made.weight_dtype, made.bias_dtype
-    ctx = SentContext(there, 1, made.count, made.saved_there, *dtypes, made.frozen, call.moments, call.precision)
-    ctx.on_host, ctx.layout, ctx.caller_x = made.on_host, own, call.x
+    ctx = SentContext(
+        there, 1, made.count, made.saved_there, *dtypes, made.frozen, call.moments, call.precision, made.beyond
+    )
+    ctx.on_host, ctx.corrections, ctx.layout, ctx.caller_x = made.on_host, made.corrections, own, call.x
     if call.over_x:
-        ctx.forget_x()
+        ctx.forget_x(y_there)
     _fetch(y_there, own, y)
     return y, ctx
 
@@ -52,14 +62,18 @@ def forward(call: ForwardCall, compute: Callable[[ForwardCall], tuple[Any, Any]]
 def moments(call: MomentsCall, compute: Callable[[MomentsCall], Moments]) -> Moments:
     """Return the statistics of every channel."""
     there, shadow = _sent(call.x, layout.of(call.x, call.axis))
-    return compute(MomentsCall(shadow, 1, there))
+    mask = None
+    if call.mask is not None:
+        N, _, S = layout.of(call.x, call.axis).shape
+        mask = layout.of(call.x, call.axis).positions(call.mask).reshape(N, 1, S)
+    return compute(MomentsCall(shadow, 1, there, mask))
 
 
 def _sent_back(call: BackwardCall) -> tuple[SentContext, BackwardCall]:
     ctx = call.ctx
     assert isinstance(ctx, SentContext)
     there, shadow = _sent(call.dy, ctx.layout)
-    x = library(ctx.x).shadow("x", ctx.x)
+    x = library(ctx.data).shadow("x", ctx.data)
     return ctx, dataclasses.replace(call, x=x, dy=shadow, out=None, given_dy=there, given_out=None)
 
 
@@ -76,4 +90,8 @@ def backward(call: BackwardCall, compute: Callable[[BackwardCall], Gradients]) -
     if call.over_x:
         ctx.forget_x()
     _fetch(grads.dx, ctx.layout, dx)
-    return Gradients(dx, grads.dweight, grads.dbias)
+    dresidual = None
+    if grads.dresidual is not None:
+        dresidual = layout.empty(call.x)
+        _fetch(grads.dresidual, ctx.layout, dresidual)
+    return Gradients(dx, grads.dweight, grads.dbias, dresidual, grads._sums, ctx)

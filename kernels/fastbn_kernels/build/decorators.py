@@ -236,10 +236,12 @@ def kernel(source: Callable[..., Any]) -> Kernel:
     return Kernel(source)
 
 
-def in_rows(source: Callable[..., Any]) -> Callable[..., Any]:
-    """Copy a source for data in rows, (R, C) in place of (N, C, S): the same code under other annotations."""
+def in_rows(kernel: Kernel) -> Kernel:
+    """Copy a kernel ``..._channels_first`` for data in rows, (R, C): the same code under other annotations."""
+    source = kernel.source
     assert isinstance(source, python_types.FunctionType)
-    twin = python_types.FunctionType(source.__code__, source.__globals__, f"{source.__name__}_in_rows")
+    name = source.__name__.replace("channels_first", "channels_last")
+    twin = python_types.FunctionType(source.__code__, source.__globals__, name)
     twin.__annotations__ = {name: kind.replace("NCS", "RC") for name, kind in source.__annotations__.items()}
-    twin.__doc__, twin.__module__, twin.__qualname__ = source.__doc__, source.__module__, twin.__name__
-    return twin
+    twin.__doc__, twin.__module__, twin.__qualname__ = source.__doc__, source.__module__, name
+    return Kernel(twin)

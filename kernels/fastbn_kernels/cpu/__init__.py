@@ -14,7 +14,8 @@ A family is a way to cut a tensor: `channels_first`, x (N, C, S); `channels_last
 operation_family.
 
 For a caller's own `@njit` code: `batch_norm_forward`, `batch_norm_backward` and `batch_norm_inference`, and for a loop
-over channels `batch_norm_forward_channel` and `batch_norm_backward_channel`; see `jitted`.
+over channels `batch_norm_forward_channel` and `batch_norm_backward_channel`; what they may do after the normalization:
+RELU, RELU6, TANH, SIGMOID, SILU, GELU and `leaky_relu`; see `jitted`.
 """
 
 from __future__ import annotations
@@ -34,13 +35,22 @@ if TYPE_CHECKING:
         batch_norm_forward_channel,
         batch_norm_inference,
     )
+    from fastbn_kernels.cpu.jitted_tails import leaky_relu
+    from fastbn_kernels.cpu.simd.tails import GELU, RELU, RELU6, SIGMOID, SILU, TANH
 
 __all__ = [
+    "GELU",
+    "RELU",
+    "RELU6",
+    "SIGMOID",
+    "SILU",
+    "TANH",
     "batch_norm_backward",
     "batch_norm_backward_channel",
     "batch_norm_forward",
     "batch_norm_forward_channel",
     "batch_norm_inference",
+    "leaky_relu",
 ]
 
 # The module of each kernel; importing one imports Numba.

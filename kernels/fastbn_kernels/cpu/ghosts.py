@@ -64,7 +64,8 @@ def move_all(
         move_running(values, running_mean, running_var, momentum, correction, rows_of(saved, g))
 
 
-def forward_parts(
+@kernel
+def ghosts_forward_channels_first(
     x: ReadNCS, weight: ReadP, bias: ReadP, running_mean: WriteP, running_var: WriteP, none: WriteP, momentum: float,
     correction: float, eps: float, training: bool, y: WriteNCS, saved: Saved, step: int, small: bool, at: int,
     past_cache: bool, groups: int, last_at: int, last_past_cache: bool, last_groups: int, tail: Tail,
@@ -92,7 +93,8 @@ def forward_parts(
     move_all(N, x.size // (N * x.shape[1]), step, running_mean, running_var, momentum, correction, saved)
 
 
-def backward_parts(
+@kernel
+def ghosts_backward_channels_first(
     dy: ReadNCS, x: ReadNCS, saved: Saved, frozen: bool, dx: WriteNCS, dweight: WriteP, dbias: WriteP, sums: Sums,
     step: int, small: bool, at: int, past_cache: bool, groups: int, last_at: int, last_past_cache: bool,
     last_groups: int, tail: Tail,
@@ -121,7 +123,5 @@ def backward_parts(
                 call_kernel(last_at, (*read, last_past_cache, last_groups, *results))
 
 
-ghosts_forward_channels_first = kernel(forward_parts)
-ghosts_forward_channels_last = kernel(in_rows(forward_parts))
-ghosts_backward_channels_first = kernel(backward_parts)
-ghosts_backward_channels_last = kernel(in_rows(backward_parts))
+ghosts_forward_channels_last = in_rows(ghosts_forward_channels_first)
+ghosts_backward_channels_last = in_rows(ghosts_backward_channels_first)

@@ -9,12 +9,12 @@ a few at a time, so that a value which was loaded is multiplied several times. B
 the matrix that whitens has entries up to 1 / sqrt(eps), which multiply whatever float32 would round off before.
 
 These are matrix products, which NumPy has. But its sums add up in an order that depends on the processor, and may on
-the number of threads; and x would have to be centred, widened and, for some layouts, transposed first. With that, on
-two threads, float32 and (N, C, S, d), products took so much of NumPy's time, and combinations:
+the number of threads; and x would have to be centred, widened and, for some layouts, transposed first. With that, of
+float32 and (N, C, S, d) on one thread, products took so much of the processor's time beside NumPy, and combinations:
 
-    64, 64, 784, 16     0.29  0.37        16, 512, 784, 512    0.49  0.60
-    64, 64, 784, 64     0.59  0.71        16384, 256, 1, 256   0.14  1.01
-    32, 256, 784, 256   0.58  0.61        8192, 512, 1, 512    0.42  0.99
+    64, 64, 784, 16     0.21  0.36        16384, 256, 1, 256   0.13  1.01
+    16384, 64, 1, 16    0.19  0.52        8192, 512, 1, 512    0.39  1.35
+    16, 512, 784, 512   0.33  0.32
 
 Parts of x that are summed depend on the shape alone, have slots of their own and are merged in order.
 """
@@ -31,13 +31,19 @@ from fastbn_kernels.cpu.simd.types import LANES
 # Rows of one factor and of the other that are multiplied at a time: 8 sums of 16 lanes are half of AVX-512's registers.
 ROWS, COLUMNS = 4, 2
 
-# Values in a buffer, 512 KB of float64, which second-level caches hold, and the most that it has of a channel: the sums
-# of a buffer are brought from 16 lanes to one, some 7 instructions each, after LENGTH / 16 multiplications.
-BUFFER, LENGTH = 65536, 1024
+# Values in a buffer of float64, of about 512 KB, which second-level caches hold, and how many it has of a channel at
+# most, and at least where sums are taken: those are brought from 16 lanes to one, some 7 instructions each, after
+# length / 16 multiplications.
+BUFFER, LONGEST, SHORTEST = 65536, 1024, 128
 
-# Tasks that there are about: enough for 16 threads to share evenly. A part has at least so many values a channel for
-# every channel of a group, so that slots (d values a channel) stay small beside x.
-TASKS, PER_CHANNEL = 64, 4
+# Values of a buffer that are multiplied with all others while they are in the first-level cache, 32 KB: products of
+# 784 channels take 0.73 of the time that they take otherwise.
+NEAR = 4096
+
+# Tasks that there are about, one for each of 16 threads, and the least values of a channel in one: also as many as a
+# group has channels, so that slots, d values a channel, are no more than x. A task has a buffer of its own, whose pages
+# the system has to find first: of 64 tasks, 64 channels took twice as long.
+TASKS, LEAST = 16, 512
 
 
 @scalar
@@ -47,9 +53,9 @@ def padded(count: int, unit: int) -> int:
 
 
 @scalar
-def length_of(rows: int) -> int:
+def length_of(rows: int, least: int) -> int:
     """Return how many values a channel a buffer of so many rows has: whole vectors."""
-    return max(LANES, min(LENGTH, BUFFER // rows) // LANES * LANES)
+    return max(least, min(LONGEST, BUFFER // rows) // LANES * LANES)
 
 
 @scalar
@@ -163,15 +169,16 @@ def part_products(
     group, part = task // parts, task % parts
     c0, values, D = group * d, N * S, slots.shape[1] - 1
     begin, end = part * values // parts, (part + 1) * values // parts
-    first, row = 2 * D * task, D * task
+    row = D * task
+    first = row if symmetric else 2 * row
     second = first if symmetric else first + D
     step = buffer.shape[1] - LANES
     for i in range(row, row + D):
         for j in range(D + 1):
             slots[i, j] = 0.0
-    for i in range(2 * D):
+    for i in range(first, second + D):
         for k in range(step):
-            buffer[first + i, k] = 0.0
+            buffer[i, k] = 0.0
     for p0 in range(begin, end, step):
         p1 = min(end, p0 + step)
         length = padded(p1 - p0, LANES)
@@ -183,23 +190,33 @@ def part_products(
                 for k in range(0, length, LANES):
                     found = add(found, load(buffer, (first + i) * buffer.shape[1] + k, None))
                 slots[row + i, D] += total(found)
-        for i in range(0, D, ROWS):
-            for j in range(0, i + ROWS if symmetric else D, COLUMNS):
-                add_products(buffer, first + i, buffer, second + j, length, slots, row + i, j)
+        near = max(ROWS, NEAR // length // ROWS * ROWS)
+        for j0 in range(0, D, near):
+            for i in range(j0 if symmetric else 0, D, ROWS):
+                for j in range(j0, min(j0 + near, i + ROWS if symmetric else D), COLUMNS):
+                    add_products(buffer, first + i, buffer, second + j, length, slots, row + i, j)
 
 
 @scalar
-def merge_products(d: int, group: int, parts: int, symmetric: bool, slots: Array, found: Array) -> None:
-    """Add up the slots of the parts of a group, in order."""
+def merge_products(row: int, d: int, parts: int, symmetric: bool, slots: Array, found: Array) -> None:
+    """Add up the slots of the parts of a channel, in order; of products of a group with itself, to the diagonal."""
     D = slots.shape[1] - 1
-    for i in range(d):
-        for j in range(d + 1):
-            above = symmetric and d > j > i
-            row, column = (j, i) if above else (i, D if j == d else j)
-            sums = 0.0
-            for part in range(parts):
-                sums += slots[D * (group * parts + part) + row, column]
-            found[group * d + i, j] = sums
+    group, i = row // d, row % d
+    end = i + 1 if symmetric else d
+    for j in range(d + 1):
+        found[row, j] = 0.0
+    for part in range(parts):
+        at = D * (group * parts + part) + i
+        for j in range(end):
+            found[row, j] += slots[at, j]
+        found[row, d] += slots[at, D]
+
+
+@scalar
+def mirror(row: int, d: int, found: Array) -> None:
+    """Fill the products of a channel that stand behind the diagonal."""
+    for j in range(row % d + 1, d):
+        found[row, j] = found[row - row % d + j, row % d]
 
 
 @kernel
@@ -212,14 +229,17 @@ def products(a: ReadNCS, a_mean: Sums, b: ReadNCS, b_mean: Sums, symmetric: bool
     N, C, S = a.shape
     d = found.shape[1] - 1
     groups, D = C // d, padded(d, ROWS)
-    length = length_of(2 * D)
-    parts = part_count(N * S, groups, max(length, PER_CHANNEL * d))
-    buffer = np.empty((2 * D * groups * parts, width_of(length)))
+    rows = D if symmetric else 2 * D
+    length = length_of(rows, SHORTEST)
+    parts = part_count(N * S, groups, max(LEAST, d))
+    buffer = np.empty((rows * groups * parts, width_of(length)))
     slots = np.empty((D * groups * parts, D + 1))
     for task in prange(0, groups * parts):
         part_products(a, a_mean, b, b_mean, symmetric, d, task, parts, buffer, slots)
-    for group in prange(0, groups):
-        merge_products(d, group, parts, symmetric, slots, found)
+    for row in prange(0, C):
+        merge_products(row, d, parts, symmetric, slots, found)
+    for row in prange(0, C if symmetric else 0):
+        mirror(row, d, found)
 
 
 @scalar
@@ -258,7 +278,7 @@ def combine(
     N, C, S = a.shape
     K = matrix.shape[1]
     groups, rows, values = C // d, K + d, N * S
-    length = length_of(rows)
+    length = length_of(rows, LANES)
     parts = part_count(values, groups, length)
     buffer = np.empty((rows * groups * parts, width_of(length)))
     for task in prange(0, groups * parts):
