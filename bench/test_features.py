@@ -89,6 +89,11 @@ def test_page():
     assert "- PyTorch: why not" in text
 
 
+def test_costs():
+    found = page.costs(HEADER | {"rows": [row(cost=1.0, PyTorch=2.0), row(cost=4.0, PyTorch=8.0), row(others=0.4)]})
+    assert found[2:] == ["| one | 2.00 | - | 4.00 | - |"]
+
+
 def test_kinds_run(tmp_path):
     """In seconds; PyTorch is left out where it is not installed."""
     arguments = ["--quick", "--only", "mask,recalibration", "--write", str(tmp_path / "features")]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import report
 from company.quiet import disturbed
 from others import DISTURBED
 
+from . import targets
 from .targets import LOOP, faster, standing
 
 Row = dict[str, Any]
@@ -76,6 +78,26 @@ def summary(record: dict[str, Any]) -> list[str]:
             for each in standing(record)
         ),
     )  # fmt: skip
+
+
+def _mean(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return _number(report.mean(known)) if known else "-"
+
+
+def costs(record: dict[str, Any]) -> list[str]:
+    """Return the table of docs/features.md: of every feature, the means over its shapes, forward and back."""
+    rows = record["rows"]
+    quiet = [row for row in rows if not disturbed(row)]
+    body = []
+    for feature in dict.fromkeys(row["feature"] for row in rows):
+        cells = [feature]
+        for figure in (targets.cost, targets.faster):
+            for operation in ("forward", "backward"):
+                chosen = [row for row in quiet if row["feature"] == feature and row["operation"] == operation]
+                cells.append(_mean(map(figure, chosen)))
+        body.append(cells)
+    return _table(["feature", "cost, forward", "back", "times faster than PyTorch, forward", "back"], body)
 
 
 def markdown(record: dict[str, Any]) -> str:
