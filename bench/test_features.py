@@ -48,6 +48,18 @@ def test_a_wrong_way_is_noticed():
         Feature("it", work(1.0), {"another": work(1.1)}).agree()
 
 
+def test_a_value_at_a_kink_may_go_either_way():
+    def work(dx):
+        return Work(lambda: dx, lambda kept: kept, lambda kept, _: {"dx": kept})
+
+    none, one, two = (np.ones(150_000) for _ in range(3))
+    one[7] = two[7] = two[8] = 0.0
+    Feature("relu", work(none), {"another": work(one)}).agree()
+    for name, other in (("relu", two), ("gelu", one)):
+        with pytest.raises(AssertionError, match="dx is off by"):
+            Feature(name, work(none), {"another": work(other)}).agree()
+
+
 def test_masks_are_of_such_lengths():
     p = cases.draw(cases.Case("features", (40, 3, 50), 1), "float32", "forward")
     for kind, least in zip(cases.LENGTHS, (25, 1, 0), strict=True):
