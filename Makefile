@@ -77,7 +77,7 @@ interpreted: $(VENV)/.test
 # The GPU kernels on a simulated GPU, against the oracle.
 SIMULATED = NUMBA_ENABLE_CUDASIM=1 $(BIN)/pytest tests/gpu/test_kernels.py tests/gpu/test_calls.py \
 	tests/gpu/test_launch_cache.py tests/gpu/test_simulator.py tests/gpu/test_contract.py tests/gpu/test_tail.py \
-	tests/gpu/test_masked.py
+	tests/gpu/test_masked.py tests/gpu/test_beyond.py
 gpu-simulated: $(VENV)/.test
 	$(SIMULATED) $(QUICK)
 
