@@ -9,11 +9,7 @@ import pytest
 
 from processes import run
 
-<<<<<<< HEAD
 PAGES = """
-=======
-BEGIN = """
->>>>>>> 582e91066157205467d9d1599852988fd1f3a944
 import ctypes, mmap, sys
 import numpy as np, fastbn
 
@@ -36,11 +32,7 @@ def at_the_end(array, before=None):
 rng = np.random.default_rng()
 """
 
-<<<<<<< HEAD
 PROGRAM = """
-=======
-CALLS = """
->>>>>>> 582e91066157205467d9d1599852988fd1f3a944
 for shape, axis in [
     ((6, 8, 60, 60), 1), ((6, 3, 90, 90), 1), ((3, 5, 7, 7), 1), ((20, 40, 5, 5), 1), ((16, 20, 7, 7), 1),
     ((40, 30), 1), ((70, 1000), 1), ((2000, 40), 1), ((1100, 300), 1), ((33, 9), 1),
@@ -90,7 +82,6 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="protects pages as Li
 
 @LINUX
 def test_nothing_behind_an_array_is_touched():
-<<<<<<< HEAD
     assert run(PAGES + PROGRAM) == "untouched\n"
 
 
@@ -123,12 +114,9 @@ print("untouched")
 @pytest.mark.parametrize("dtype", ["f4", *(pytest.param(each, marks=pytest.mark.slow) for each in ("f2", "f8"))])
 def test_what_a_mask_leaves_out_is_not_touched(dtype):
     assert run(PAGES + MASKED, dtype) == "untouched\n"
-=======
-    assert run(BEGIN + CALLS) == "untouched\n"
 
 
 @LINUX
 @pytest.mark.slow
 def test_nothing_behind_a_residual_is_touched():
-    assert run(BEGIN + TAILS) == "untouched\n"
->>>>>>> 582e91066157205467d9d1599852988fd1f3a944
+    assert run(PAGES + TAILS) == "untouched\n"
