@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMPILED = kernels/fastbn_kernels/compiled
 
 .PHONY: help demo demo-quick test interpreted gpu-simulated test-all test-rest bounds gpu-simulated-rest gpu-static fuzz \
-	coverage errors examples wheel lint format bench bench-once bench-quick bench-company accuracy clean
+	coverage errors examples wheel lint format bench bench-once bench-quick bench-company bench-features accuracy clean
 
 help:
 	@echo "make demo             train on real digits with and without batch normalization: a table and a figure"
@@ -24,9 +24,10 @@ help:
 	@echo "make coverage         lines of fastbn that the tests of make test run, kernels as plain Python"
 	@echo "make errors           write docs/errors.md anew, after a change of a message"
 	@echo "make examples         fastbn inside each library that it has an adapter for (installs the frameworks)"
-	@echo "make bench            speed beside PyTorch, JAX, oneDNN, NumPy and a copy, in 30 minutes (installs the frameworks)"
+	@echo "make bench            speed beside PyTorch, JAX, oneDNN, NumPy and a copy, in 35 minutes (installs the frameworks)"
 	@echo "make bench-quick      a selection of that, in three minutes; WRITE=STEM keeps it as STEM.json and STEM.md"
 	@echo "make bench-company    what a training step gains: calls after a product, models, trainers; part of make bench"
+	@echo "make bench-features   what each feature costs, beside plain batch norm and what it replaces; part of make bench"
 	@echo "make accuracy         the accuracy table of the README, measured here (installs the frameworks)"
 	@echo "make wheel            dist/*.whl with the float32 kernels compiled, for this Python and Numba on Linux x86-64"
 	@echo "make lint             ruff, mypy, and which room may import which"
@@ -77,7 +78,7 @@ interpreted: $(VENV)/.test
 # The GPU kernels on a simulated GPU, against the oracle.
 SIMULATED = NUMBA_ENABLE_CUDASIM=1 $(BIN)/pytest tests/gpu/test_kernels.py tests/gpu/test_calls.py \
 	tests/gpu/test_launch_cache.py tests/gpu/test_simulator.py tests/gpu/test_contract.py tests/gpu/test_tail.py \
-	tests/gpu/test_masked.py
+	tests/gpu/test_masked.py tests/gpu/test_beyond.py
 gpu-simulated: $(VENV)/.test
 	$(SIMULATED) $(QUICK)
 
@@ -148,12 +149,17 @@ BENCHMARK = $(BIN)/pytest --benchmark-columns=median,iqr,rounds --benchmark-sort
 # The figures are kept and drawn even if one of them fails its test.
 bench: $(VENV)/.all
 	$(BENCHMARK) bench/test_speed.py bench/test_sweeps.py bench/test_start.py --write bench/results/cpu; \
-		failed=$$?; $(BIN)/python bench/plots.py bench/results/cpu.json && $(COMPANY) && exit $$failed
+		failed=$$?; $(BIN)/python bench/plots.py bench/results/cpu.json && $(COMPANY) && $(FEATURES) && exit $$failed
 
 # In five minutes on quiet cores; rounds that other programs disturb are taken again, and rows that they do are not counted.
 COMPANY = $(BIN)/python bench/in_company.py --write bench/results/company
 bench-company: $(VENV)/.all
 	$(COMPANY)
+
+# In four minutes on quiet cores, once the kernels are compiled; quiet rounds count, as there.
+FEATURES = $(BIN)/python bench/features.py --write bench/results/features
+bench-features: $(VENV)/.all
+	$(FEATURES)
 
 bench-quick: $(VENV)/.all
 	$(BENCHMARK) bench/test_speed.py --quick $(if $(WRITE),--write $(WRITE))

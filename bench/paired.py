@@ -42,7 +42,7 @@ class Comparison:
     rounds: int
 
 
-def _timed(function: Function) -> float:
+def timed(function: Function) -> float:
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
@@ -55,12 +55,12 @@ def burst(function: Function, about: float) -> float:
     """
     time.sleep(REST)
     if about >= LONG:
-        return _timed(function)
+        return timed(function)
     started = time.perf_counter()
     while time.perf_counter() - started < WARM:
         function()
     calls = min(max(int(BURST / about), CALLS[0]), CALLS[1])
-    return statistics.median(_timed(function) for _ in range(calls))
+    return statistics.median(timed(function) for _ in range(calls))
 
 
 def compare(
@@ -71,7 +71,7 @@ def compare(
     about = {}
     for name, function in functions.items():
         function()  # compiles, allocates, faults pages in
-        about[name] = _timed(function)
+        about[name] = timed(function)
     times: list[dict[str, float]] = []
     started = time.perf_counter()
     while len(times) < rounds[0] or (

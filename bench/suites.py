@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-LAYOUTS = {(2, 1): "NC", (3, 1): "NCL", (4, 1): "NCHW", (5, 1): "NCDHW", (4, 3): "NHWC"}
+LAYOUTS = {(2, 1): "NC", (3, 1): "NCL", (3, 2): "NLC", (4, 1): "NCHW", (5, 1): "NCDHW", (4, 3): "NHWC"}
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ def forward(call: ForwardCall, compute: Callable[[ForwardCall], tuple[Array, Con
 
 def backward(
     call: BackwardCall, compute: Callable[[BackwardCall], tuple[Array, Array | None, BackwardSums]]
-) -> tuple[Array, Array | None, list[BackwardSums]]:
-    """Return dx, dresidual and the sums of each ghost batch, as `compute` does of one."""
+) -> tuple[Array, Array | None, tuple[Array, Array]]:
+    """Return dx, dresidual and the sums of each ghost batch, (G, C) of dy and of dy * xhat; `compute` takes one."""
     ctx = call.ctx
     assert isinstance(ctx, GhostContext)
     dx = layout.empty(call.x) if call.out is None else call.out
@@ -62,4 +62,4 @@ def backward(
             dresidual = layout.empty(call.x) if dresidual is None else dresidual
             dresidual[cut] = found
         sums.append(own)
-    return dx, dresidual, sums
+    return dx, dresidual, (np.stack([own.sum_dy for own in sums]), np.stack([own.sum_dy_xhat for own in sums]))

@@ -10,9 +10,9 @@ import pytest
 from numba import config, njit, types
 
 from assembly import DECODING, Loop, check, complaints, has, innermost_loops, is_single
+from fastbn_kernels import normal_tail
 from fastbn_kernels.cpu import overlapped
 from fastbn_kernels.cpu.loops import row_streams, segments
-from fastbn_kernels.cpu.simd import normal
 from fastbn_kernels.cpu.simd.exponential import OF_DOUBLE, OF_FLOAT
 from fastbn_kernels.cpu.simd.ops import LANES, add, centre, fma, load, mul, splat, store, total, widen
 from fastbn_kernels.cpu.simd.tails import GELU, SILU
@@ -127,7 +127,7 @@ def test_an_exponential_is_made_of_whole_vectors(letters, residual, data):
 @pytest.mark.skipif(not has("fma"), reason="what a square is rounded by takes a dozen of instructions there")
 @pytest.mark.parametrize("data", [types.float32, types.float64], ids=str)
 def test_gelu_is_made_of_whole_vectors(data):
-    of, ratio = (OF_FLOAT, normal.OF_FLOAT) if is_single(data) else (OF_DOUBLE, normal.OF_DOUBLE)
+    of, ratio = (OF_FLOAT, normal_tail.OF_FLOAT) if is_single(data) else (OF_DOUBLE, normal_tail.OF_DOUBLE)
     polynomials = len(of.q) + 1 + len(ratio.above) - 1 + len(ratio.below) - 1
     wanted = Loop(centred=1, fma=1 + 4 + polynomials + 1, mul=5, add=2, loads=1)
     loops = innermost_loops(compiled(segments.write_segment, "-xii4ybg", data))

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from simulated.gpu_vector import Pointer
-
-__all__ = ["choose", "nothing"]
-
-
-def nothing(x: Pointer) -> Any:
-    """Return what was loaded from x if nothing was."""
-    return np.zeros(x.count, x.array.dtype)
+__all__ = ["choose"]
 
 
 def choose(vector: tuple[Any, ...], bits: int) -> tuple[Any, ...]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 __all__ = [
+    "activated",
     "add",
+    "adds",
+    "behind",
     "centre",
     "decoded",
     "dot",
+    "encoded",
     "fma",
     "get",
     "in_units",
@@ -19,6 +24,7 @@ __all__ = [
     "load_once",
     "load_part",
     "mul",
+    "nothing",
     "put",
     "rounded",
     "single",
@@ -28,10 +34,12 @@ __all__ = [
     "store",
     "store_part",
     "sub",
+    "through",
     "total",
-    "where_positive",
+    "unbent",
     "widen",
     "width",
+    "writes",
 ]
 
 WIDE = (np.dtype(np.float64), np.dtype(np.int32))
@@ -180,9 +188,88 @@ def centre(x: Pointer, values: tuple[Any, ...], minus: tuple[Any, ...], unit: tu
     return fma(values, unit, minus) if in_units(x) else add(values, minus)
 
 
-def where_positive(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return b where a is positive or NaN, else zero."""
-    return tuple(type(q)(0) if p <= 0 else q for p, q in zip(a, b, strict=True))
+def adds(after: Any) -> bool:
+    """Return whether a residual is added."""
+    return after[0] is not None and after[0].kind.adds
+
+
+def writes(after: Any) -> bool:
+    """Return whether its gradient is written."""
+    return after[0] is not None and after[0].kind.writes
+
+
+def behind(after: Any) -> Any:
+    """Return what is left once it is."""
+    return (None, *after[1:]) if writes(after) else after
+
+
+def nothing(x: Pointer) -> Any:
+    """Return what stands for 16 bytes that are not loaded: zeros."""
+    return np.zeros(x.count, x.array.dtype)
+
+
+def encoded(x: Pointer, values: tuple[Any, ...]) -> Any:
+    """Return a vector as it would be loaded once it was stored."""
+    return _rounded(x, values)
+
+
+def _act(z: float, kind: Any) -> float:
+    """Return an activation of a float64."""
+    match kind.name:
+        case "relu":
+            return z if z > 0 else 0.0
+        case "relu6":
+            return min(max(z, 0.0), 6.0)
+        case "leaky_relu":
+            return z if z > 0 else kind.slope * z
+        case "tanh":
+            return math.tanh(z)
+        case "gelu":
+            return max(z, -40.0) * math.erfc(-z / math.sqrt(2)) / 2
+    s = 1 / (1 + math.exp(-z)) if z > -700 else 0.0
+    return s if kind.name == "sigmoid" else max(z, -700.0) * s
+
+
+def _slope(z: float, kind: Any) -> float:
+    """Return its derivative."""
+    match kind.name:
+        case "relu" | "leaky_relu":
+            return 1.0 if z > 0 else kind.slope
+        case "relu6":
+            return float(0 < z < 6)
+        case "tanh":
+            return 1 / math.cosh(min(abs(z), 350.0)) ** 2
+        case "gelu":
+            near = min(max(z, -40.0), 40.0)
+            density = math.exp(-near * near / 2) / math.sqrt(2 * math.pi)
+            return math.erfc(-near / math.sqrt(2)) / 2 + near * density
+    near = min(max(z, -350.0), 350.0)
+    s, other = 1 / (1 + math.exp(-near)), 1 / (1 + math.exp(near))
+    return s * other if kind.name == "sigmoid" else s * (1 + near * other)
+
+
+def activated(z: tuple[Any, ...], after: Any) -> tuple[Any, ...]:
+    """Return the activation of z, rounded once."""
+    kind = after[0].kind if after[0] is not None else None
+    if kind is None or kind.name is None:
+        return z
+    return tuple(u if np.isnan(u) else type(u)(_act(float(u), kind)) for u in z)
+
+
+def unbent(value: tuple[Any, ...], after: Any) -> tuple[Any, ...]:
+    """Return x or, where that holds y, what y was made of."""
+    if after[0] is None or not after[0].kind.inverse:
+        return value
+    return tuple(v if v > 0 else v / type(v)(after[0].kind.slope) for v in value)
+
+
+def through(grad: Any, z: Any, value: Any, after: Any) -> tuple[Any, ...]:
+    """Return the gradient by z, from that by its activation; `value` has the sign of z where x holds y."""
+    kind = after[0].kind if after[0] is not None else None
+    if kind is None or kind.name is None:
+        return tuple(grad)
+    columns = zip(grad, value if kind.inverse else z, strict=True)
+    return tuple(g * type(g)(1.0 if np.isnan(u) else _slope(float(u), kind)) for g, u in columns)
 
 
 def widen(a: tuple[Any, ...]) -> tuple[Any, ...]:

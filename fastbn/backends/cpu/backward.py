@@ -74,8 +74,7 @@ def backward(call: BackwardCall) -> Gradients:
     ctx = call.ctx
     dresidual: Array | None
     if isinstance(ctx, GhostContext):
-        dx, dresidual, each = launches.ghosts().backward(call) or ghosts.backward(call, _gradient)
-        found = np.stack([own.sum_dy for own in each]), np.stack([own.sum_dy_xhat for own in each])
+        dx, dresidual, found = launches.ghosts().backward(call) or ghosts.backward(call, _gradient)
     elif call.x.size == 0:
         dx = layout.empty(call.x) if call.out is None else call.out
         given, dresidual = call.sums or _no_sums(call), layout.empty(call.x)

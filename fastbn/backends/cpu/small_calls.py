@@ -99,7 +99,9 @@ def forward(
         if residual is not None:
             if residual.shape != shape or residual.strides != strides or residual.dtype != dtype:
                 return None
-            if out is not None or (running_mean is not None and _overlaps(residual, running_mean, running_var)):
+            if out is not None and _overlaps(residual, out):
+                return None
+            if running_mean is not None and _overlaps(residual, running_mean, running_var):
                 return None
             residual = own.compact(arithmetic.seen(residual, precision))
         tail = (_backend or backend()).tail(beyond.activation, residual)
@@ -184,11 +186,15 @@ def backward(dy: Any, ctx: Any, out: Any) -> Gradients | None:
     if beyond is not None:
         residual = beyond.residual
         if residual is not None:
-            if beyond.activation is None and out is None:
+            if beyond.activation is None:
                 dresidual = dy
-            elif type(residual) is not NDARRAY or out is not None or residual.strides != strides:
-                return None
+                if out is not None and _overlaps(out, dy):
+                    return None
             else:
+                if type(residual) is not NDARRAY or residual.strides != strides:
+                    return None
+                if out is not None and _overlaps(residual, out):
+                    return None
                 dresidual = np.empty_like(x)
         if beyond.activation is not None:
             views: list[Any] = [None, None]

@@ -59,17 +59,16 @@ def backward(call: BackwardCall) -> Gradients:
     elif given is None and (ctx.x is None or ctx.renormalized):
         given = sums(call)  # what comes of them is computed on the host
     read, write = _read(there, call, own), seen(there.write(target, own), call.precision)
-    options: tuple[Any, ...]
+    mask = None if ctx.mask is None else there.sent_mask(ctx.mask, own)
     if given is not None:
         tail, dresidual = _tail_back(there, call, own)
         if call.x.size:
             saved, sign = _saved(there, ctx)
             rows = there.sent(np.stack([given.sum_dy, given.sum_dy_xhat if sign is None else given.sum_dy_xhat * sign]))
-            options = saved, rows, given.count, ctx.frozen, write, there.stream, tail
-            if ctx.mask is None:
-                launch.gradient(*read, *options)
+            if mask is None:
+                launch.gradient(*read, saved, rows, given.count, ctx.frozen, write, there.stream, tail)
             else:
-                masked.gradient(*read, there.sent_mask(ctx.mask, own), *options)
+                masked.gradient(*read, mask, saved, rows, given.count, ctx.frozen, write, there.stream, tail)
         by_weight = given.sum_dy_xhat
         if ctx.corrections is not None:
             by_weight = ctx.corrections[0] * by_weight + ctx.corrections[1] * given.sum_dy
@@ -84,13 +83,13 @@ def backward(call: BackwardCall) -> Gradients:
         dweight, dbias = (None if pair is None else pair[1] for pair in made)
         tail, dresidual = _tail_back(there, call, own)
         saved = there.shadow("saved", ctx.saved_there)
-        options = saved, ctx.frozen, write, dweight, dbias
-        if ctx.mask is not None:
+        if mask is not None:
             _, result = there.new((2, ctx.channels), np.float64)
-            mask = there.sent_mask(ctx.mask, own)
-            masked.backward(*read, mask, ctx.count, *options, result, there.stream, tail)
+            masked.backward(
+                *read, mask, ctx.count, saved, ctx.frozen, write, dweight, dbias, result, there.stream, tail
+            )
         else:
-            launched = launch.backward(*read, *options, there.stream, tail)
+            launched = launch.backward(*read, saved, ctx.frozen, write, dweight, dbias, there.stream, tail)
             if ctx.beyond is None:
                 launch_cache.keep_backward(there, ctx, launched, call)
         grads = [

@@ -46,6 +46,7 @@ def tail_back(
         return None
     named = tails.named(activation.name, activation.slope)
     if inverse:
+        assert named is not None
         return tails.inverse(named)
     if residual is None:
         return named

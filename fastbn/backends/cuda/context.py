@@ -45,11 +45,6 @@ class DeviceContext(Context):
         """Return x on the GPU, or y that was written there."""
         return self.y if self.x is None else self.x
 
-    @property
-    def invertible(self) -> bool:
-        """Whether xhat can be told from y: nothing was done to it."""
-        return self.beyond is None or (self.beyond.activation is None and self.beyond.residual is None)
-
 
 class SentContext(DeviceContext):
     """A `DeviceContext` of a NumPy array that was sent. Its x is on the GPU, as (N, C, S)."""

@@ -56,31 +56,21 @@ def forward(call: ForwardCall) -> tuple[Any, Context]:
     read, write = seen(there.read(x, own), call.precision), seen(there.write(target, own), call.precision)
     tail = _tail(there, call, own)
     launched = None
-    given_there: tuple[Any, ...]
+    mask = None if call.mask is None else there.sent_mask(call.mask, own)
     if call.moments is not None:
         launch.copy(there.sent(_given_rows(call.moments, x, call.precision)), saved, there.stream)
     if call.training and call.moments is None:
-        given_there: tuple[Any, ...] = (
-            *params,
-            *statistics,
-            call.momentum,
-            call.correction,
-            call.eps,
-            write,
-            saved,
-            there.stream,
-            tail,
-        )
-        if call.mask is None:
-            launched = launch.forward(read, *given_there)
+        numbers = call.momentum, call.correction, call.eps
+        if mask is None:
+            launched = launch.forward(read, *params, *statistics, *numbers, write, saved, there.stream, tail)
         else:
-            masked.forward(read, there.sent_mask(call.mask, own), ctx.count, *given_there)
+            masked.forward(
+                read, mask, ctx.count, *params, *statistics, *numbers, write, saved, there.stream, tail
+            )  # fmt: skip
+    elif mask is None:
+        launched = launch.normalize(read, *params, *statistics, call.eps, write, saved, there.stream, tail)
     else:
-        given_there = *params, *statistics, call.eps, write, saved, there.stream, tail
-        if call.mask is None:
-            launched = launch.normalize(read, *given_there)
-        else:
-            masked.normalize(read, there.sent_mask(call.mask, own), *given_there)
+        masked.normalize(read, mask, *params, *statistics, call.eps, write, saved, there.stream, tail)
     there.done()
     if launched is not None and call.moments is None and call.beyond is None and call.update_stats:
         launch_cache.keep_forward(there, ctx, launched, call)

@@ -4,7 +4,10 @@ Every array is a shadow (see `arrays`), data as (N, C, S), contiguous, and as `a
 be computed in float64 as its bits, an int32. `saved` is (ROWS, C) as in `fastbn_kernels.saved`. One launch forward, one
 backward; nothing is allocated but workspace, once a stream.
 
-`tail` is what is done after the normalization, None for nothing: see `fastbn_kernels.cuda.element`.
+`tail` is what is done after the normalization: None, an activation of `fastbn_kernels.cuda.tails.named`, or a tuple of
+an activation or None, a residual that is added before and, where dx is written, an array that its gradient is written
+to; both are stored as x is, and the latter shares memory with nothing. What comes back to a residual without an
+activation is dy itself, and no tail.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from fastbn.backends.cuda import plan as cuda_plan
 from fastbn.backends.cuda.arrays import bits, own_stream
 from fastbn_kernels.cuda import backward as backward_kernels
 from fastbn_kernels.cuda import copy as copy_kernels
-from fastbn_kernels.cuda import gpu, memory
+from fastbn_kernels.cuda import gpu, memory, tails
 from fastbn_kernels.cuda import moments as moments_kernels
 from fastbn_kernels.cuda import normalize as normalize_kernels
 from fastbn_kernels.cuda.build.decorators import Kernel, Variant
@@ -108,18 +111,29 @@ def _launch(
     params: str,
     stream: int,
     arguments: tuple[Any, ...],
-    tail: int | None = None,
+    tail: Any = None,
+    arrays: int = 0,
 ) -> tuple[Any, list[Any]]:
     """Launch an operation's kernel of the plan's family with the arguments and, behind them, what the plan says.
+
+    The kernel takes so many `arrays` of a tail behind the arguments.
 
     Return what launches it again, and the arguments for that.
     """
     kernel: Kernel = getattr(module, f"{operation}_{planned.family}")
-    variant = Variant(bits(data.dtype).char, params, planned.scalars, planned.blocks_per_sm, tail)
-    given = *arguments, *planned.geometry, planned.blocks, planned.block_groups
+    activation, beside = tail[0] if isinstance(tail, tuple) else tail, _beside(tail)
+    after = tails.beside(activation, len(beside) > 1) if beside else activation
+    variant = Variant(bits(data.dtype).char, params, planned.scalars, planned.blocks_per_sm, after)
+    absent = _params(*[None] * (arrays - len(beside)))
+    given = *arguments, *_data(planned, *beside), *absent, *planned.geometry, planned.blocks, planned.block_groups
     if kernel.cooperative:
         given = *given, planned.smem_vectors, *workspace.of(own_stream(stream))
     return kernel.launch(variant, planned.grid, planned.threads, stream, planned.shared, given)
+
+
+def _beside(tail: Any) -> tuple[Array, ...]:
+    """Return the arrays of a tail."""
+    return tail[1:] if isinstance(tail, tuple) else ()
 
 
 def _given(weight: Array | None, bias: Array | None, running: Array | None) -> int:
@@ -147,60 +161,60 @@ def moments(x: Array, saved: Array, stream: int) -> None:
 
 def forward(
     x: Array, weight: Array | None, bias: Array | None, running_mean: Array | None, running_var: Array | None,
-    momentum: float, correction: float, eps: float, y: Array, saved: Array, stream: int, tail: int | None = None,
+    momentum: float, correction: float, eps: float, y: Array, saved: Array, stream: int, tail: Any = None,
 ) -> tuple[Any, list[Any]]:  # fmt: skip
     """Normalise with the batch's own statistics, which are saved and move the running ones."""
-    planned = plan((x, y), 1, True)
+    planned = plan((x, y, *_beside(tail)), 1, True)
     arguments = (
         *_data(planned, x), *_params(saved, weight, bias, running_mean, running_var), momentum, correction, eps,
         *_data(planned, y), _given(weight, bias, running_mean),
     )  # fmt: skip
     params = _char(weight, bias, running_mean)
-    return _launch(normalize_kernels, "forward", planned, x, params, stream, arguments, tail)
+    return _launch(normalize_kernels, "forward", planned, x, params, stream, arguments, tail, 1)
 
 
 def normalize(
     x: Array, weight: Array | None, bias: Array | None, running_mean: Array | None, running_var: Array | None,
-    eps: float, y: Array, saved: Array, stream: int, tail: int | None = None,
+    eps: float, y: Array, saved: Array, stream: int, tail: Any = None,
 ) -> tuple[Any, list[Any]]:  # fmt: skip
     """Normalise with running statistics or, without, with the saved mean, mean_lo and var; save the rest."""
-    planned = plan((x, y), 1, False)
+    planned = plan((x, y, *_beside(tail)), 1, False)
     arguments = (
         *_data(planned, x), *_params(saved, weight, bias, running_mean, running_var), eps, *_data(planned, y),
         _given(weight, bias, running_mean),
     )  # fmt: skip
     params = _char(weight, bias, running_mean)
-    return _launch(normalize_kernels, "normalize", planned, x, params, stream, arguments, tail)
+    return _launch(normalize_kernels, "normalize", planned, x, params, stream, arguments, tail, 1)
 
 
-def sums(dy: Array, x: Array, saved: Array, result: Array, stream: int, tail: int | None = None) -> None:
+def sums(dy: Array, x: Array, saved: Array, result: Array, stream: int, tail: Any = None) -> None:
     """Fill result, (2, C), with the sums of dy and of dy * xhat."""
-    planned = plan((dy, x), 2, True)
+    planned = plan((dy, x, *_beside(tail)), 2, True)
     arguments = *_data(planned, dy, x), *_params(saved, result)
-    _launch(backward_kernels, "sums", planned, x, "f", stream, arguments, tail)
+    _launch(backward_kernels, "sums", planned, x, "f", stream, arguments, tail, 1)
 
 
 def gradient(
     dy: Array, x: Array, saved: Array, sums: Array, count: float, frozen: bool, dx: Array, stream: int,
-    tail: int | None = None,
+    tail: Any = None,
 ) -> None:  # fmt: skip
     """Write dx from sums, (2, C), over `count` values a channel."""
-    planned = plan((dy, x, dx), 2, False)
+    planned = plan((dy, x, dx, *_beside(tail)), 2, False)
     arguments = (*_data(planned, dy, x), *_params(saved, sums), float(count), int(frozen), *_data(planned, dx))
-    _launch(backward_kernels, "gradient", planned, x, "f", stream, arguments, tail)
+    _launch(backward_kernels, "gradient", planned, x, "f", stream, arguments, tail, 2)
 
 
 def backward(
     dy: Array, x: Array, saved: Array, frozen: bool, dx: Array, dweight: Array | None, dbias: Array | None,
-    stream: int, tail: int | None = None,
+    stream: int, tail: Any = None,
 ) -> tuple[Any, list[Any]]:  # fmt: skip
     """Write dx and, as far as they are not None, the gradients of weight and bias."""
-    planned = plan((dy, x, dx), 2, True)
+    planned = plan((dy, x, dx, *_beside(tail)), 2, True)
     arguments = (
         *_data(planned, dy, x), *_params(saved), int(frozen), *_data(planned, dx), *_params(dweight, dbias),
         _given(dweight, dbias, None),
     )  # fmt: skip
-    return _launch(backward_kernels, "backward", planned, x, _char(dweight, dbias), stream, arguments, tail)
+    return _launch(backward_kernels, "backward", planned, x, _char(dweight, dbias), stream, arguments, tail, 2)
 
 
 # Blocks of a copy, which is no hot path: a few for every multiprocessor of a large GPU.

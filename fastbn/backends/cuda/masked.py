@@ -2,7 +2,7 @@
 
 Arrays come as for `launch`, shadows of data as (N, C, S). The mask is one of booleans (N, S), contiguous, for the
 positions of all channels; where it is False, nothing is read, and zeros are written. `count` is how many positions
-count, which the host must know: `counts` finds it. A forward pass and a backward pass are two launches each.
+count, which the host knows. A forward pass and a backward pass are two launches each.
 """
 
 from __future__ import annotations
@@ -17,12 +17,8 @@ from fastbn.backends.cuda import plan as cuda_plan
 from fastbn_kernels.cuda import masked as segments_kernels
 from fastbn_kernels.cuda import masked_rows as rows_kernels
 from fastbn_kernels.cuda import memory
-from fastbn_kernels.cuda.build.decorators import Variant
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-
-# Blocks that count a mask, and the numbers that they leave.
-COUNTING = 64
 
 
 def _plan(data: tuple[Array, ...], operands: int, cooperative: bool) -> cuda_plan.Plan:
@@ -32,24 +28,16 @@ def _plan(data: tuple[Array, ...], operands: int, cooperative: bool) -> cuda_pla
 
 def _launch(
     operation: str, planned: cuda_plan.Plan, data: Array, params: str, stream: int, arguments: tuple[Any, ...],
-    tail: int | None = None,
+    tail: Any = None, arrays: int = 0,
 ) -> None:  # fmt: skip
-    """Launch the kernel of an operation."""
+    """Launch the kernel of an operation, which takes so many arrays of a tail."""
     module = rows_kernels if planned.family == "channels_last" else segments_kernels
-    launch._launch(module, f"masked_{operation}", planned, data, params, stream, arguments, tail)
+    launch._launch(module, f"masked_{operation}", planned, data, params, stream, arguments, tail, arrays)
 
 
 def _mask(mask: Array) -> Any:
     """Return a mask as kernels take it, a byte a position."""
     return memory.params_argument(mask.view(np.uint8))
-
-
-def counts(mask: Array, result: Array, stream: int) -> None:
-    """Fill result, (COUNTING,) of float64, with numbers whose sum is how many positions count."""
-    variant = Variant("f", "f", True, cuda_plan.BLOCKS_PER_SM[False])
-    given = _mask(mask), mask.size, memory.params_argument(result)
-    threads = launch.device().threads
-    segments_kernels.count_mask.launch(variant, COUNTING, threads, stream, 0, given)
 
 
 def moments(x: Array, mask: Array, count: float, saved: Array, stream: int) -> None:
@@ -72,7 +60,7 @@ def _statistics(
 def forward(
     x: Array, mask: Array, count: float, weight: Array | None, bias: Array | None, running_mean: Array | None,
     running_var: Array | None, momentum: float, correction: float, eps: float, y: Array, saved: Array, stream: int,
-    tail: int | None = None,
+    tail: Any = None,
 ) -> None:  # fmt: skip
     """Normalise with the statistics of what counts, which are saved and move the running ones."""
     running = running_mean, running_var, momentum, correction
@@ -82,47 +70,48 @@ def forward(
 
 def normalize(
     x: Array, mask: Array, weight: Array | None, bias: Array | None, running_mean: Array | None,
-    running_var: Array | None, eps: float, y: Array, saved: Array, stream: int, tail: int | None = None,
+    running_var: Array | None, eps: float, y: Array, saved: Array, stream: int, tail: Any = None,
 ) -> None:  # fmt: skip
     """Normalise with running statistics or, without, with the saved mean, mean_lo and var; save the rest."""
-    planned = _plan((x, y), 1, False)
+    planned = _plan((x, y, *launch._beside(tail)), 1, False)
     arguments = (
         *launch._data(planned, x), _mask(mask), *launch._params(saved, weight, bias, running_mean, running_var), eps,
         *launch._data(planned, y), launch._given(weight, bias, running_mean),
     )  # fmt: skip
-    _launch("normalize", planned, x, launch._char(weight, bias, running_mean), stream, arguments, tail)
+    _launch("normalize", planned, x, launch._char(weight, bias, running_mean), stream, arguments, tail, 1)
 
 
 def sums(
-    dy: Array, x: Array, mask: Array, saved: Array, result: Array, stream: int, tail: int | None = None,
+    dy: Array, x: Array, mask: Array, saved: Array, result: Array, stream: int, tail: Any = None,
     dweight: Array | None = None, dbias: Array | None = None,
 ) -> None:  # fmt: skip
     """Fill result, (2, C), with the sums of dy and of dy * xhat, and gradients as far as they are not None."""
-    planned = _plan((dy, x), 2, True)
+    planned = _plan((dy, x, *launch._beside(tail)), 2, True)
     arguments = (
         *launch._data(planned, dy, x), _mask(mask), *launch._params(saved, result, dweight, dbias),
         launch._given(dweight, dbias, None),
     )  # fmt: skip
-    _launch("sums", planned, x, launch._char(dweight, dbias), stream, arguments, tail)
+    _launch("sums", planned, x, launch._char(dweight, dbias), stream, arguments, tail, 1)
 
 
 def gradient(
     dy: Array, x: Array, mask: Array, saved: Array, sums: Array, count: float, frozen: bool, dx: Array, stream: int,
-    tail: int | None = None,
+    tail: Any = None,
 ) -> None:  # fmt: skip
     """Write dx from sums, (2, C), over `count` values a channel."""
-    planned = _plan((dy, x, dx), 2, False)
+    planned = _plan((dy, x, dx, *launch._beside(tail)), 2, False)
     arguments = (
         *launch._data(planned, dy, x), _mask(mask), *launch._params(saved, sums), float(count), int(frozen),
         *launch._data(planned, dx),
     )  # fmt: skip
-    _launch("gradient", planned, x, "f", stream, arguments, tail)
+    _launch("gradient", planned, x, "f", stream, arguments, tail, 2)
 
 
 def backward(
     dy: Array, x: Array, mask: Array, count: float, saved: Array, frozen: bool, dx: Array, dweight: Array | None,
-    dbias: Array | None, result: Array, stream: int, tail: int | None = None,
+    dbias: Array | None, result: Array, stream: int, tail: Any = None,
 ) -> None:  # fmt: skip
     """Write dx, result as `sums` does and, as far as they are not None, the gradients of weight and bias."""
-    sums(dy, x, mask, saved, result, stream, tail, dweight, dbias)
+    summed = tail[:2] if isinstance(tail, tuple) else tail  # what was added gets its gradient where dx is written
+    sums(dy, x, mask, saved, result, stream, summed, dweight, dbias)
     gradient(dy, x, mask, saved, result, count, frozen, dx, stream, tail)

@@ -42,7 +42,7 @@ from fastbn_kernels.cpu.params import (
     xhat_sum,
 )
 from fastbn_kernels.cpu.simd.masks import WORD, flags, ones
-from fastbn_kernels.cpu.simd.ops import add, load, rounded, single, splat, total, value, widen
+from fastbn_kernels.cpu.simd.ops import add, fence, load, rounded, single, splat, total, value, widen
 from fastbn_kernels.cpu.simd.tails import FROZEN
 from fastbn_kernels.cpu.simd.types import LANES
 from fastbn_kernels.cpu.tiles import group_bounds, stretch_shape, stretch_tasks, tile_bounds
@@ -131,6 +131,8 @@ def write_masked_tile(
     n0, n1, s0, s1 = tile_bounds(tile, N, S)
     start = (n0 * C + c) * S + s0
     write_masked(dy, x, words, n0, s0 // WORD, start, C * S, n1 - n0, s1 - s0, params, out, past_cache, tail)
+    if past_cache:
+        fence()
 
 
 # ---------------------------------------------------------------- moments and the forward pass
@@ -201,6 +203,8 @@ def masked_normalize_channels_first(
             given = params[0, c], params[1, c], params[2, c], params[3, c]
             start = (n * C + c) * S + s0
             write_masked(None, x, words, n, s0 // WORD, start, 0, 1, min(length, S - s0), given, y, past_cache, tail)
+        if past_cache:
+            fence()
 
 
 # ---------------------------------------------------------------- the backward pass

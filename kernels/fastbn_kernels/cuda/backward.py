@@ -1,8 +1,9 @@
 """The gradients: two sums a channel, then one linear combination a value. The twin of `fastbn_kernels.cpu.backward`.
 
 The sums are of g and of g * (x - mean), in the unit of the channel (see `params`), where g is dy behind what is done
-after the normalization (see `element`). With frozen statistics nothing flows back through them, and dx is g * scale
-alone, finite even where x is not. Groups of blocks and what they keep are as in `normalize`, of dy and x both.
+after the normalization (see `element`), which is the gradient of a residual too. With frozen statistics nothing flows
+back through them, and dx is g * scale alone, finite even where x is not. Groups of blocks and what they keep are as in
+`normalize`, of dy and x both.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from fastbn_kernels.cuda.params import (
     xhat_sum,
 )
 from fastbn_kernels.cuda.reduce import block_group_columns, block_group_sums
-from fastbn_kernels.cuda.simd.ops import width
+from fastbn_kernels.cuda.simd.ops import behind, width, writes
 
 COLUMN_GRADIENT_PARAMS = GRADIENT_ROWS * COLUMNS
 
@@ -57,13 +58,13 @@ def write_parameter_gradients(dweight: Any, dbias: Any, given: int, c: int, sum_
 def channel_sums(
     dy: Any, x: Any, saved: Any, c: int, N: int, C: int, S: int, Q: int, smem: Any, smem_vectors: int, scratch: Any,
     block_group: int, rank: int, blocks: int, block_groups: int, phase: int, slots: Any, barriers: Any,
-    tail: int | None,
+    after: Any,
 ) -> tuple[float, float, int]:  # fmt: skip
     """Return the sums of g and of g * xhat over channel c, and the next phase."""
     threads = i32(cuda.blockDim.x)
     first = i32(rank * threads + cuda.threadIdx.x)
     linear, products = segments_gradient_sums(
-        dy, x, c, N, C, S, Q, first, i32(blocks * threads), terms_params(x, saved, c, C), smem, smem_vectors, tail
+        dy, x, c, N, C, S, Q, first, i32(blocks * threads), terms_params(x, saved, c, C), smem, smem_vectors, after
     )
     linear, products = block_group_sums(
         linear, products, scratch, block_group, rank, blocks, block_groups, phase, slots, barriers
@@ -73,10 +74,11 @@ def channel_sums(
 
 @kernel(cooperative=True)
 def sums_channels_first(
-    dy: Data, x: Data, saved: Doubles, sums: Doubles, N: int, C: int, S: Long, Q: int, blocks: int, block_groups: int,
-    smem_vectors: int, slots: Doubles, barriers: Counters, tail: Tail,
+    dy: Data, x: Data, saved: Doubles, sums: Doubles, residual: Data, N: int, C: int, S: Long, Q: int, blocks: int,
+    block_groups: int, smem_vectors: int, slots: Doubles, barriers: Counters, tail: Tail,
 ) -> None:  # fmt: skip
     """Fill sums, (2, C), with those of g and of g * xhat of every channel."""
+    after = tail, residual, residual
     smem = cuda.shared.array(0, f64, 16)
     scratch = cuda.shared.array(WARP_SCRATCH, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
@@ -85,7 +87,7 @@ def sums_channels_first(
     while c < C:
         linear, products, phase = channel_sums(
             dy, x, saved, c, N, C, S, Q, smem, 0, scratch, block_group, rank, blocks, block_groups, phase, slots,
-            barriers, tail,
+            barriers, after,
         )  # fmt: skip
         if rank == 0 and cuda.threadIdx.x == 0:
             sums[c] = linear
@@ -96,9 +98,10 @@ def sums_channels_first(
 @kernel(cooperative=False)
 def gradient_channels_first(
     dy: Data, x: Data, saved: Doubles, sums: Doubles, count: float, frozen: int, dx: Data,
-    N: int, C: int, S: Long, Q: int, blocks: int, block_groups: int, tail: Tail,
+    residual: Data, dresidual: Data, N: int, C: int, S: Long, Q: int, blocks: int, block_groups: int, tail: Tail,
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, from sums over `count` values."""
+    after = tail, residual, dresidual
     smem = cuda.shared.array(0, f64, 16)
     params = cuda.shared.array(GRADIENT_ROWS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
@@ -113,7 +116,7 @@ def gradient_channels_first(
         first = i32(rank * threads + thread)
         segments_gradient(
             dy, x, c, N, C, S, Q, first, i32(blocks * threads), channel_gradient_params(x, params), frozen, dx, smem, 0,
-            tail,
+            after,
         )  # fmt: skip
         cuda.syncthreads()
         c = i32(c + block_groups)
@@ -122,10 +125,14 @@ def gradient_channels_first(
 @kernel(cooperative=True)
 def backward_channels_first(
     dy: Data, x: Data, saved: Doubles, frozen: int, dx: Data, dweight: Params, dbias: Params, given: int,
-    N: int, C: int, S: Long, Q: int, blocks: int, block_groups: int, smem_vectors: int, slots: Doubles,
-    barriers: Counters, tail: Tail,
+    residual: Data, dresidual: Data, N: int, C: int, S: Long, Q: int, blocks: int, block_groups: int, smem_vectors: int,
+    slots: Doubles, barriers: Counters, tail: Tail,
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, and the gradients of weight and bias as far as they are `given`."""
+    after = tail, residual, dresidual
+    kept = dy
+    if writes(after):
+        kept = dresidual
     smem = cuda.shared.array(0, f64, 16)
     scratch = cuda.shared.array(WARP_SCRATCH, f64)
     params = cuda.shared.array(GRADIENT_ROWS, f64)
@@ -138,7 +145,7 @@ def backward_channels_first(
     while c < C:
         linear, products, phase = channel_sums(
             dy, x, saved, c, N, C, S, Q, smem, smem_vectors, scratch, block_group, rank, blocks, block_groups, phase,
-            slots, barriers, tail,
+            slots, barriers, after,
         )  # fmt: skip
         if thread == 0:
             set_terms_params(x, params, 1, 0, saved, c, C, tail)
@@ -148,8 +155,8 @@ def backward_channels_first(
         cuda.syncthreads()
         first = i32(rank * threads + thread)
         segments_gradient(
-            dy, x, c, N, C, S, Q, first, i32(blocks * threads), channel_gradient_params(x, params), frozen, dx, smem,
-            smem_vectors, tail,
+            kept, x, c, N, C, S, Q, first, i32(blocks * threads), channel_gradient_params(x, params), frozen, dx, smem,
+            smem_vectors, behind(after),
         )  # fmt: skip
         c = i32(c + block_groups)
 
@@ -161,7 +168,7 @@ def backward_channels_first(
 def group_sums(
     dy: Any, x: Any, saved: Any, base: int, R: int, C: int, together: int, row_threads: int, smem: Any,
     smem_vectors: int, scratch: Any, column_sums: Any, params: Any, block_group: int, rank: int, blocks: int,
-    block_groups: int, phase: int, slots: Any, barriers: Any, tail: int | None,
+    block_groups: int, phase: int, slots: Any, barriers: Any, after: Any,
 ) -> tuple[float, float, int]:  # fmt: skip
     """Return the sums of g and of g * xhat over the channel of the column `base` + this thread, and the next phase.
 
@@ -174,13 +181,13 @@ def group_sums(
     one = thread < columns and base + thread < wide
     c = i32((base + thread) % C)
     if one:
-        set_terms_params(x, params, COLUMNS, thread, saved, c, C, tail)
+        set_terms_params(x, params, COLUMNS, thread, saved, c, C, after[0])
     elif thread < columns:
         set_centre(x, params, COLUMNS, thread, 0.0, 1.0)
     cuda.syncthreads()
     column, first, step = seat(x, base, rank, row_threads, blocks, R, wide)
     thread_params = column_params(x, params, COLUMNS, column)
-    a, b = rows_gradient_sums(dy, x, i32(base + column), first, step, R, wide, thread_params, smem, smem_vectors, tail)
+    a, b = rows_gradient_sums(dy, x, i32(base + column), first, step, R, wide, thread_params, smem, smem_vectors, after)
     columns_sums(a, b, row_threads, columns, V, scratch, column_sums)
     block_group_columns(column_sums, i32(2 * columns), block_group, rank, blocks, block_groups, phase, slots, barriers)
     linear = 0.0
@@ -193,10 +200,11 @@ def group_sums(
 
 @kernel(cooperative=True)
 def sums_channels_last(
-    dy: Data, x: Data, saved: Doubles, sums: Doubles, R: int, C: int, together: int, row_threads: int, blocks: int,
-    block_groups: int, smem_vectors: int, slots: Doubles, barriers: Counters, tail: Tail,
+    dy: Data, x: Data, saved: Doubles, sums: Doubles, residual: Data, R: int, C: int, together: int, row_threads: int,
+    blocks: int, block_groups: int, smem_vectors: int, slots: Doubles, barriers: Counters, tail: Tail,
 ) -> None:  # fmt: skip
     """Fill sums, (2, C), with those of g and of g * xhat of every channel."""
+    after = tail, residual, residual
     smem = cuda.shared.array(0, f64, 16)
     scratch = cuda.shared.array(SCRATCH, f64)
     column_sums = cuda.shared.array(SUMS, f64)
@@ -209,7 +217,7 @@ def sums_channels_last(
     while base < i64(C) * together:
         linear, products, phase = group_sums(
             dy, x, saved, base, R, C, together, row_threads, smem, 0, scratch, column_sums, params,
-            block_group, rank, blocks, block_groups, phase, slots, barriers, tail,
+            block_group, rank, blocks, block_groups, phase, slots, barriers, after,
         )  # fmt: skip
         if rank == 0 and thread < columns and base + thread < C:
             sums[base + thread] = linear
@@ -221,9 +229,11 @@ def sums_channels_last(
 @kernel(cooperative=False)
 def gradient_channels_last(
     dy: Data, x: Data, saved: Doubles, sums: Doubles, count: float, frozen: int, dx: Data,
-    R: int, C: int, together: int, row_threads: int, blocks: int, block_groups: int, tail: Tail,
+    residual: Data, dresidual: Data, R: int, C: int, together: int, row_threads: int, blocks: int, block_groups: int,
+    tail: Tail,
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, from sums over `count` values."""
+    after = tail, residual, dresidual
     smem = cuda.shared.array(0, f64, 16)
     params = cuda.shared.array(COLUMN_GRADIENT_PARAMS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
@@ -243,7 +253,7 @@ def gradient_channels_last(
         first = i32(rank * rows + thread // row_threads) if base + column < wide else R
         thread_params = column_gradient_params(x, params, COLUMNS, column)
         rows_gradient(
-            dy, x, i32(base + column), first, i32(blocks * rows), R, wide, thread_params, frozen, dx, smem, 0, tail
+            dy, x, i32(base + column), first, i32(blocks * rows), R, wide, thread_params, frozen, dx, smem, 0, after
         )
         cuda.syncthreads()
         base = i32(base + block_groups * columns)
@@ -252,10 +262,14 @@ def gradient_channels_last(
 @kernel(cooperative=True)
 def backward_channels_last(
     dy: Data, x: Data, saved: Doubles, frozen: int, dx: Data, dweight: Params, dbias: Params, given: int,
-    R: int, C: int, together: int, row_threads: int, blocks: int, block_groups: int, smem_vectors: int, slots: Doubles,
-    barriers: Counters, tail: Tail,
+    residual: Data, dresidual: Data, R: int, C: int, together: int, row_threads: int, blocks: int, block_groups: int,
+    smem_vectors: int, slots: Doubles, barriers: Counters, tail: Tail,
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, and the gradients of weight and bias as far as they are `given`."""
+    after = tail, residual, dresidual
+    kept = dy
+    if writes(after):
+        kept = dresidual
     smem = cuda.shared.array(0, f64, 16)
     scratch = cuda.shared.array(SCRATCH, f64)
     column_sums = cuda.shared.array(SUMS, f64)
@@ -270,7 +284,7 @@ def backward_channels_last(
     while base < wide:
         linear, products, phase = group_sums(
             dy, x, saved, base, R, C, together, row_threads, smem, smem_vectors, scratch, column_sums, params,
-            block_group, rank, blocks, block_groups, phase, slots, barriers, tail,
+            block_group, rank, blocks, block_groups, phase, slots, barriers, after,
         )  # fmt: skip
         if thread < columns and base + thread < wide:
             c = i32((base + thread) % C)
@@ -281,7 +295,19 @@ def backward_channels_last(
         column, first, step = seat(x, base, rank, row_threads, blocks, R, wide)
         thread_params = column_gradient_params(x, params, COLUMNS, column)
         rows_gradient(
-            dy, x, i32(base + column), first, step, R, wide, thread_params, frozen, dx, smem, smem_vectors, tail
+            kept,
+            x,
+            i32(base + column),
+            first,
+            step,
+            R,
+            wide,
+            thread_params,
+            frozen,
+            dx,
+            smem,
+            smem_vectors,
+            behind(after),
         )
         cuda.syncthreads()
         base = i32(base + block_groups * columns)

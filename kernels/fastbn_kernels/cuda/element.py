@@ -1,19 +1,19 @@
 """What is computed of an element, forward and backward: here and nowhere else on the GPU.
 
 Loops say where: they load, keep and store. What they have loaded goes through the functions here, 16 bytes at a time,
-with the params of its channels (see `params`) and the choice of a `tail`, what is done after the normalization; loops
-and kernels hand both down without looking at them. `tail` is a constant of every compiled kernel (`build.decorators`),
-None or a number of this file: what it does not ask for costs no instruction, no load and no register.
+with the params of its channels (see `params`) and `after`, what is done after the normalization: a tail, None or a
+constant of the compiled kernel (see `tails`), and where a residual and its gradient are. What the tail does not ask for
+costs no instruction, no load and no register.
 
-With the mean, scale and shift of a channel, its slope and offset once its sums are known, and a unit that keeps all of
-it in range (see `formulas`):
+With the mean, scale and shift of a channel, its slope and offset once its sums are known, a unit that keeps all of it
+in range (see `formulas`), and r, a residual or zero:
 
-    d  = (x - mean) * unit                              u = d * scale / unit + shift
-    y  = finish(u)                                      g = dy * finish'(u), with u computed again
+    d  = (x - mean) * unit                              u = d * scale / unit + shift + r
+    y  = activated(u)                                   g = dy * activated'(u), with u computed again
     dx = g * scale + d * slope / unit + offset          g * scale with frozen statistics
 
-An activation is one more case in `finish` and in `incoming`. A residual, which is added to u, is besides one more
-array that the loops load.
+g is the gradient of the residual: of a backward pass, the sweep that sums writes it, keeps it in the place of dy, and
+the sweep after it reads it instead. Of an inverse tail, x holds y, d is made of what y was made of, and g by its sign.
 """
 
 from __future__ import annotations
@@ -21,10 +21,25 @@ from __future__ import annotations
 from typing import Any
 
 from fastbn_kernels.cuda.build.decorators import device
-from fastbn_kernels.cuda.simd.ops import centre, decoded, fma, mul, where_positive
-
-# What may be done after the normalization, besides nothing.
-RELU = 1
+from fastbn_kernels.cuda.simd.ops import (
+    activated,
+    add,
+    adds,
+    centre,
+    decoded,
+    encoded,
+    fma,
+    load_once,
+    mul,
+    nothing,
+    smem_store,
+    store,
+    store_part,
+    through,
+    unbent,
+    width,
+    writes,
+)
 
 
 @device
@@ -34,43 +49,55 @@ def centred(x: Any, raw: Any, params: Any) -> Any:
 
 
 @device
-def finish(u: Any, tail: int | None) -> Any:
-    """Return y of what was normalised."""
-    if tail is None:
-        return u
-    return where_positive(u, u)
+def beside(x: Any, at: int, after: Any) -> Any:
+    """Load what is added to what is normalised of x, if there is anything."""
+    if adds(after):
+        return load_once(after[1], at)
+    return nothing(x)
 
 
 @device
-def incoming(grad: Any, off: Any, params: Any, tail: int | None) -> Any:
-    """Return the gradient by what was normalised, g, from that by y; `off` is d."""
-    if tail is None:
-        return grad
-    return where_positive(fma(off, params[2], params[3]), grad)
+def added(u: Any, x: Any, extra: Any, after: Any) -> Any:
+    """Return u and what is added to it; `extra` is what `beside` loaded."""
+    if adds(after):
+        return add(u, decoded(x, extra))
+    return u
 
 
 @device
-def normalized(x: Any, raw: Any, params: Any, tail: int | None) -> Any:
+def normalized(x: Any, raw: Any, params: Any, after: Any, extra: Any) -> Any:
     """Return y."""
-    return finish(fma(centred(x, raw, params), params[2], params[3]), tail)
+    return activated(added(fma(centred(x, raw, params), params[2], params[3]), x, extra, after), after)
 
 
 @device
-def gradient_terms(dy: Any, raw_dy: Any, x: Any, raw: Any, params: Any, tail: int | None) -> tuple[Any, Any]:
+def gradient_terms(dy: Any, raw_dy: Any, x: Any, raw: Any, params: Any, after: Any, extra: Any) -> tuple[Any, Any]:
     """Return g and d: the sums of the first and of their product are those of the backward pass."""
-    off = centred(x, raw, params)
-    return incoming(decoded(dy, raw_dy), off, params, tail), off
+    value = unbent(decoded(x, raw), after)
+    off = centre(x, value, params[0], params[1])
+    u = added(fma(off, params[2], params[3]), x, extra, after)
+    return through(decoded(dy, raw_dy), u, value, after), off
 
 
 @device
-def gradient(dy: Any, raw_dy: Any, x: Any, raw: Any, params: Any, tail: int | None) -> Any:
-    """Return dx; the scale, a product by a power of two, is computed once before the loop."""
-    grad, off = gradient_terms(dy, raw_dy, x, raw, params, tail)
+def keep(dy: Any, at: int, lo: int, hi: int, grad: Any, after: Any, smem: Any, slot: int, in_slot: bool) -> None:
+    """Write places lo to hi of g, if anything was added; to the slot of dy too, if that is there."""
+    if writes(after):
+        if lo == 0 and hi >= width(dy):
+            store(after[2], at, grad)
+        else:
+            store_part(after[2], at, grad, lo, hi)
+        if in_slot:
+            smem_store(smem, slot, encoded(dy, grad))
+
+
+@device
+def gradient(grad: Any, off: Any, params: Any) -> Any:
+    """Return dx of g and d; the scale, a product by a power of two, is computed once before the loop."""
     return fma(grad, mul(params[2], params[1]), fma(off, params[4], params[5]))
 
 
 @device
-def frozen_gradient(dy: Any, raw_dy: Any, x: Any, raw: Any, params: Any, tail: int | None) -> Any:
+def frozen_gradient(grad: Any, params: Any) -> Any:
     """Return dx where nothing flows back through the statistics: finite even where x is not."""
-    grad, _ = gradient_terms(dy, raw_dy, x, raw, params, tail)
     return mul(grad, mul(params[2], params[1]))

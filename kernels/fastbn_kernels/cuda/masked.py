@@ -45,22 +45,6 @@ from fastbn_kernels.cuda.reduce import WARP, block_group_sums, block_sums
 from fastbn_kernels.cuda.simd.ops import rounded
 
 
-@kernel(cooperative=False)
-def count_mask(mask: Mask, positions: Long, counts: Doubles) -> None:
-    """Fill counts, a number a block, with how many positions count among those that a block looks at."""
-    scratch = cuda.shared.array(WARP_SCRATCH, f64)
-    threads = i32(cuda.blockDim.x)
-    found = 0.0
-    i = i64(cuda.blockIdx.x) * threads + cuda.threadIdx.x
-    while i < positions:
-        if mask[i] != 0:
-            found += 1.0
-        i += i64(cuda.gridDim.x) * threads
-    found, _ = block_sums(found, 0.0, scratch)
-    if cuda.threadIdx.x == 0:
-        counts[cuda.blockIdx.x] = found
-
-
 @device
 def share_of(count: float) -> float:
     """Return one over a count; of none 0, so that moments of nothing are."""
@@ -117,9 +101,11 @@ def masked_moments_channels_first(
 @kernel(cooperative=False)
 def masked_normalize_channels_first(
     x: Data, mask: Mask, saved: Doubles, weight: Params, bias: Params, running_mean: Params, running_var: Params,
-    eps: float, y: Data, given: int, N: int, C: int, S: Long, Q: int, blocks: int, block_groups: int, tail: Tail,
+    eps: float, y: Data, given: int, residual: Data, N: int, C: int, S: Long, Q: int, blocks: int, block_groups: int,
+    tail: Tail,
 ) -> None:  # fmt: skip
     """Normalise with statistics that were taken before to y, which may be x."""
+    after = tail, residual, residual
     params = cuda.shared.array(FORWARD_ROWS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     threads = i32(cuda.blockDim.x)
@@ -134,7 +120,7 @@ def masked_normalize_channels_first(
         cuda.syncthreads()
         first = i32(rank * threads + thread)
         masked_segments_normalize(
-            x, mask, c, N, C, S, Q, first, i32(blocks * threads), channel_params(x, params), y, tail
+            x, mask, c, N, C, S, Q, first, i32(blocks * threads), channel_params(x, params), y, after
         )
         cuda.syncthreads()
         c = i32(c + block_groups)
@@ -143,10 +129,11 @@ def masked_normalize_channels_first(
 @kernel(cooperative=True)
 def masked_sums_channels_first(
     dy: Data, x: Data, mask: Mask, saved: Doubles, sums: Doubles, dweight: Params, dbias: Params, given: int,
-    N: int, C: int, S: Long, Q: int, blocks: int, block_groups: int, smem_vectors: int, slots: Doubles,
+    residual: Data, N: int, C: int, S: Long, Q: int, blocks: int, block_groups: int, smem_vectors: int, slots: Doubles,
     barriers: Counters, tail: Tail,
 ) -> None:  # fmt: skip
     """Fill sums, (2, C), with those of g and of g * xhat of every channel, and gradients as far as they are `given`."""
+    after = tail, residual, residual
     scratch = cuda.shared.array(WARP_SCRATCH, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     threads = i32(cuda.blockDim.x)
@@ -156,7 +143,7 @@ def masked_sums_channels_first(
     while c < C:
         params = terms_params(x, saved, c, C)
         linear, products = masked_gradient_sums(
-            dy, x, mask, c, N, C, S, Q, first, i32(blocks * threads), params, tail
+            dy, x, mask, c, N, C, S, Q, first, i32(blocks * threads), params, after
         )  # fmt: skip
         linear, products = block_group_sums(
             linear, products, scratch, block_group, rank, blocks, block_groups, phase, slots, barriers
@@ -173,9 +160,11 @@ def masked_sums_channels_first(
 @kernel(cooperative=False)
 def masked_gradient_channels_first(
     dy: Data, x: Data, mask: Mask, saved: Doubles, sums: Doubles, count: float, frozen: int, dx: Data,
-    N: int, C: int, S: Long, Q: int, blocks: int, block_groups: int, tail: Tail,
+    residual: Data, dresidual: Data, N: int, C: int, S: Long, Q: int, blocks: int, block_groups: int, tail: Tail,
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, from sums over `count` values."""
+    after = tail, residual, dresidual
+    smem = cuda.shared.array(0, f64, 16)
     params = cuda.shared.array(GRADIENT_ROWS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     threads = i32(cuda.blockDim.x)
@@ -189,7 +178,7 @@ def masked_gradient_channels_first(
         first = i32(rank * threads + thread)
         masked_gradient(
             dy, x, mask, c, N, C, S, Q, first, i32(blocks * threads), channel_gradient_params(x, params), frozen, dx,
-            tail,
+            smem, after,
         )  # fmt: skip
         cuda.syncthreads()
         c = i32(c + block_groups)

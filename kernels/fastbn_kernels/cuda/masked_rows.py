@@ -114,10 +114,11 @@ def masked_moments_channels_last(
 @kernel(cooperative=False)
 def masked_normalize_channels_last(
     x: Data, mask: Mask, saved: Doubles, weight: Params, bias: Params, running_mean: Params, running_var: Params,
-    eps: float, y: Data, given: int, R: int, C: int, together: int, row_threads: int, blocks: int, block_groups: int,
-    tail: Tail,
+    eps: float, y: Data, given: int, residual: Data, R: int, C: int, together: int, row_threads: int, blocks: int,
+    block_groups: int, tail: Tail,
 ) -> None:  # fmt: skip
     """Normalise with statistics that were taken before to y, which may be x."""
+    after = tail, residual, residual
     params = cuda.shared.array(COLUMN_PARAMS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     thread = i32(cuda.threadIdx.x)
@@ -134,7 +135,7 @@ def masked_normalize_channels_last(
         cuda.syncthreads()
         column, first, step = seat(x, base, rank, row_threads, blocks, R, wide)
         thread_params = column_params(x, params, COLUMNS, column)
-        masked_rows_normalize(x, mask, i32(base + column), first, step, R, C, together, thread_params, y, tail)
+        masked_rows_normalize(x, mask, i32(base + column), first, step, R, C, together, thread_params, y, after)
         cuda.syncthreads()
         base = i32(base + block_groups * columns)
 
@@ -142,10 +143,11 @@ def masked_normalize_channels_last(
 @kernel(cooperative=True)
 def masked_sums_channels_last(
     dy: Data, x: Data, mask: Mask, saved: Doubles, sums: Doubles, dweight: Params, dbias: Params, given: int,
-    R: int, C: int, together: int, row_threads: int, blocks: int, block_groups: int, smem_vectors: int, slots: Doubles,
-    barriers: Counters, tail: Tail,
+    residual: Data, R: int, C: int, together: int, row_threads: int, blocks: int, block_groups: int, smem_vectors: int,
+    slots: Doubles, barriers: Counters, tail: Tail,
 ) -> None:  # fmt: skip
     """Fill sums, (2, C), with those of g and of g * xhat of every channel, and gradients as far as they are `given`."""
+    after = tail, residual, residual
     scratch = cuda.shared.array(SCRATCH, f64)
     column_sums = cuda.shared.array(SUMS, f64)
     params = cuda.shared.array(COLUMN_PARAMS, f64)
@@ -167,7 +169,7 @@ def masked_sums_channels_last(
         column, first, step = seat(x, base, rank, row_threads, blocks, R, wide)
         thread_params = column_params(x, params, COLUMNS, column)
         a, b = masked_rows_gradient_sums(
-            dy, x, mask, i32(base + column), first, step, R, C, together, thread_params, tail
+            dy, x, mask, i32(base + column), first, step, R, C, together, thread_params, after
         )  # fmt: skip
         columns_sums(a, b, row_threads, columns, V, scratch, column_sums)
         block_group_columns(
@@ -187,9 +189,12 @@ def masked_sums_channels_last(
 @kernel(cooperative=False)
 def masked_gradient_channels_last(
     dy: Data, x: Data, mask: Mask, saved: Doubles, sums: Doubles, count: float, frozen: int, dx: Data,
-    R: int, C: int, together: int, row_threads: int, blocks: int, block_groups: int, tail: Tail,
+    residual: Data, dresidual: Data, R: int, C: int, together: int, row_threads: int, blocks: int, block_groups: int,
+    tail: Tail,
 ) -> None:  # fmt: skip
     """Write dx, which may be dy or x, from sums over `count` values."""
+    after = tail, residual, dresidual
+    smem = cuda.shared.array(0, f64, 16)
     params = cuda.shared.array(COLUMN_GRADIENT_PARAMS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
     thread = i32(cuda.threadIdx.x)
@@ -205,7 +210,7 @@ def masked_gradient_channels_last(
         column, first, step = seat(x, base, rank, row_threads, blocks, R, wide)
         thread_params = column_gradient_params(x, params, COLUMNS, column)
         masked_rows_gradient(
-            dy, x, mask, i32(base + column), first, step, R, C, together, thread_params, frozen, dx, tail
+            dy, x, mask, i32(base + column), first, step, R, C, together, thread_params, frozen, dx, smem, after
         )
         cuda.syncthreads()
         base = i32(base + block_groups * columns)

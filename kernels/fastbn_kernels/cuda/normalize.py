@@ -124,9 +124,10 @@ def given_statistics(
 @kernel(cooperative=False)
 def normalize_channels_first(
     x: Data, saved: Doubles, weight: Params, bias: Params, running_mean: Params, running_var: Params, eps: float,
-    y: Data, given: int, N: int, C: int, S: Long, Q: int, blocks: int, block_groups: int, tail: Tail,
+    y: Data, given: int, residual: Data, N: int, C: int, S: Long, Q: int, blocks: int, block_groups: int, tail: Tail,
 ) -> None:  # fmt: skip
     """Normalise with statistics that were taken before to y, which may be x."""
+    after = tail, residual, residual
     smem = cuda.shared.array(0, f64, 16)
     params = cuda.shared.array(FORWARD_ROWS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
@@ -141,7 +142,7 @@ def normalize_channels_first(
             set_forward_params(x, params, 1, 0, mean, invstd, scale, shift)
         cuda.syncthreads()
         first = i32(rank * threads + thread)
-        segments_normalize(x, c, N, C, S, Q, first, i32(blocks * threads), channel_params(x, params), y, smem, 0, tail)
+        segments_normalize(x, c, N, C, S, Q, first, i32(blocks * threads), channel_params(x, params), y, smem, 0, after)
         cuda.syncthreads()
         c = i32(c + block_groups)
 
@@ -149,10 +150,11 @@ def normalize_channels_first(
 @kernel(cooperative=True)
 def forward_channels_first(
     x: Data, saved: Doubles, weight: Params, bias: Params, running_mean: Params, running_var: Params,
-    momentum: float, correction: float, eps: float, y: Data, given: int, N: int, C: int, S: Long, Q: int,
-    blocks: int, block_groups: int, smem_vectors: int, slots: Doubles, barriers: Counters, tail: Tail,
+    momentum: float, correction: float, eps: float, y: Data, given: int, residual: Data, N: int, C: int, S: Long,
+    Q: int, blocks: int, block_groups: int, smem_vectors: int, slots: Doubles, barriers: Counters, tail: Tail,
 ) -> None:  # fmt: skip
     """Normalise with the batch's own statistics to y, which may be x; a group of blocks takes a channel at a time."""
+    after = tail, residual, residual
     smem = cuda.shared.array(0, f64, 16)
     scratch = cuda.shared.array(WARP_SCRATCH, f64)
     params = cuda.shared.array(FORWARD_ROWS, f64)
@@ -176,7 +178,7 @@ def forward_channels_first(
         cuda.syncthreads()
         first = i32(rank * threads + thread)
         segments_normalize(
-            x, c, N, C, S, Q, first, i32(blocks * threads), channel_params(x, params), y, smem, smem_vectors, tail
+            x, c, N, C, S, Q, first, i32(blocks * threads), channel_params(x, params), y, smem, smem_vectors, after
         )
         c = i32(c + block_groups)
 
@@ -184,9 +186,11 @@ def forward_channels_first(
 @kernel(cooperative=False)
 def normalize_channels_last(
     x: Data, saved: Doubles, weight: Params, bias: Params, running_mean: Params, running_var: Params, eps: float,
-    y: Data, given: int, R: int, C: int, together: int, row_threads: int, blocks: int, block_groups: int, tail: Tail,
+    y: Data, given: int, residual: Data, R: int, C: int, together: int, row_threads: int, blocks: int,
+    block_groups: int, tail: Tail,
 ) -> None:  # fmt: skip
     """Normalise with statistics that were taken before to y, which may be x."""
+    after = tail, residual, residual
     smem = cuda.shared.array(0, f64, 16)
     params = cuda.shared.array(COLUMN_PARAMS, f64)
     block_group, rank = i32(cuda.blockIdx.x // blocks), i32(cuda.blockIdx.x % blocks)
@@ -204,7 +208,7 @@ def normalize_channels_last(
         cuda.syncthreads()
         column, first, step = seat(x, base, rank, row_threads, blocks, R, wide)
         thread_params = column_params(x, params, COLUMNS, column)
-        rows_normalize(x, i32(base + column), first, step, R, wide, thread_params, y, smem, 0, tail)
+        rows_normalize(x, i32(base + column), first, step, R, wide, thread_params, y, smem, 0, after)
         cuda.syncthreads()
         base = i32(base + block_groups * columns)
 
@@ -212,10 +216,11 @@ def normalize_channels_last(
 @kernel(cooperative=True)
 def forward_channels_last(
     x: Data, saved: Doubles, weight: Params, bias: Params, running_mean: Params, running_var: Params,
-    momentum: float, correction: float, eps: float, y: Data, given: int, R: int, C: int, together: int,
+    momentum: float, correction: float, eps: float, y: Data, given: int, residual: Data, R: int, C: int, together: int,
     row_threads: int, blocks: int, block_groups: int, smem_vectors: int, slots: Doubles, barriers: Counters, tail: Tail,
 ) -> None:  # fmt: skip
     """Normalise with the batch's own statistics to y, which may be x; a group of blocks takes columns at a time."""
+    after = tail, residual, residual
     smem = cuda.shared.array(0, f64, 16)
     scratch = cuda.shared.array(SCRATCH, f64)
     sums = cuda.shared.array(SUMS, f64)
@@ -243,5 +248,5 @@ def forward_channels_last(
         cuda.syncthreads()
         column, first, step = seat(x, base, rank, row_threads, blocks, R, wide)
         thread_params = column_params(x, params, COLUMNS, column)
-        rows_normalize(x, i32(base + column), first, step, R, wide, thread_params, y, smem, smem_vectors, tail)
+        rows_normalize(x, i32(base + column), first, step, R, wide, thread_params, y, smem, smem_vectors, after)
         base = i32(base + block_groups * columns)

@@ -98,7 +98,7 @@ def normalized_with(x: Any, saved: Any, c: int, C: int) -> tuple[float, float, f
 
 
 @device
-def set_terms_params(x: Any, shared: Any, columns: int, i: int, saved: Any, c: int, C: int, tail: int | None) -> None:
+def set_terms_params(x: Any, shared: Any, columns: int, i: int, saved: Any, c: int, C: int, tail: Any) -> None:
     """Fill what the sums take of column i, channel c: of a tail, scale and shift too."""
     minus, unit, scale, shift = normalized_with(x, saved, c, C)
     shared[i] = minus

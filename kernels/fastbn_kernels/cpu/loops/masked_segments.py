@@ -27,7 +27,7 @@ from fastbn_kernels.cpu.element import (
 )
 from fastbn_kernels.cpu.loops.segments import AHEAD, to_line
 from fastbn_kernels.cpu.simd.masks import WORD, flags, shifted
-from fastbn_kernels.cpu.simd.ops import add, fence, keep, prefetch, splat, store, stream, total, widen
+from fastbn_kernels.cpu.simd.ops import add, keep, prefetch, splat, store, stream, total, widen
 from fastbn_kernels.cpu.simd.types import LANES
 
 ALL = np.uint64(2**64 - 1)
@@ -89,6 +89,8 @@ def masked_sums(
         while i < end:  # once at most
             short = short_sums(x, (t, p))
             for j in range((end - i + LANES - 1) // LANES):
+                prefetch(x, i + j * LANES + AHEAD)
+                prefetch(dy, i + j * LANES + AHEAD)
                 short = another(short, dy, x, i + j * LANES, flags(words[n, w], j), params, tail)
             t, p = long_sums(x, (t, p), short)
             i += WORD
@@ -103,7 +105,7 @@ def write_masked(
     """Write the results of what counts of segments of `length` values, `step` apart, and zeros; the last one first.
 
     The bits of segment k are those of words[n0 + k] from word w0 on. Past the cache, values are taken from the first
-    line on that `out` starts, and bits as many places on.
+    line on that `out` starts, and bits as many places on; then call `fence` before others read them.
     """
     params = splat(out, numbers)
     zero = splat(out, 0.0)
@@ -151,10 +153,13 @@ def write_masked(
                 i += WORD
                 w += 1
         j = 0
+        while past_cache and i + LANES <= end:
+            chosen = flags(shifted(words[n, w], words[n, w + 1], by), j)
+            stream(out, i, keep(result(dy, x, i, chosen, params, tail), chosen))
+            i += LANES
+            j += 1
         while i < end:
             chosen = flags(shifted(words[n, w], words[n, w + 1], by), j)
             store(out, i, min(LANES, end - i), keep(result(dy, x, i, chosen, params, tail), chosen))
             i += LANES
             j += 1
-    if past_cache:
-        fence()

@@ -65,14 +65,14 @@ def shared_formula(formula: Any) -> Any:
 
 # What a kernel's annotations may say of an argument. `Data` is x, y, dy or dx, `Params` what belongs to weight and
 # bias, `Doubles` and `Counters` are workspace and what is saved, `Mask` is a byte a position. `Tail`, the last, is no
-# argument of the compiled kernel but a constant of it: what is done after the normalization (see `element`).
+# argument of the compiled kernel but a constant of it: what is done after the normalization (see `tails`).
 Data: TypeAlias = Any
 Params: TypeAlias = Any
 Doubles: TypeAlias = Any
 Counters: TypeAlias = Any
 Mask: TypeAlias = Any
 Long: TypeAlias = int
-Tail: TypeAlias = int | None
+Tail: TypeAlias = Any
 
 
 class Variant(NamedTuple):
@@ -87,15 +87,15 @@ class Variant(NamedTuple):
         Whether data is taken a value at a time.
     blocks_per_sm : int
         Blocks of `THREADS` threads that a multiprocessor must have registers for.
-    tail : int or None
-        What is done after the normalization; see `element`.
+    tail : Tail or None
+        What is done after the normalization; see `fastbn_kernels.cuda.tails`.
     """
 
     data: str
     params: str
     scalars: bool
     blocks_per_sm: int
-    tail: int | None = None
+    tail: Any = None
 
 
 def _types(variant: Variant) -> dict[str, Any]:

@@ -23,12 +23,15 @@ __all__ = [
     "dispatcher",
     "driver",
     "f64",
+    "get_or_insert_function",
     "i32",
     "i64",
     "intrinsic",
+    "lower_constant",
     "numba_cuda",
     "register_model",
     "stand_ins",
+    "typeof_impl",
     "types",
 ]
 
@@ -66,8 +69,11 @@ cuda: Any
 core_models: Any = None
 dispatcher: Any = None
 driver: Any = None
+get_or_insert_function: Any = None
 intrinsic: Any = None
+lower_constant: Any = None
 register_model: Any = None
+typeof_impl: Any = None
 types: Any = None
 with interrupts.held_back(), row_stack_named():
     from numba import cuda as numba_cuda
@@ -80,8 +86,10 @@ with interrupts.held_back(), row_stack_named():
     else:
         import numba.cuda.np.arrayobj  # noqa: F401 - looks `row_stack` up, and is otherwise imported by the first kernel
         from numba.cuda import dispatcher, types  # type: ignore[no-redef]
+        from numba.cuda.cgutils import get_or_insert_function  # type: ignore[no-redef]
+        from numba.cuda.core.imputils import lower_constant  # type: ignore[no-redef]
         from numba.cuda.cudadrv import driver  # type: ignore[no-redef]
-        from numba.cuda.extending import core_models, intrinsic, register_model  # type: ignore[no-redef]
+        from numba.cuda.extending import core_models, intrinsic, register_model, typeof_impl  # type: ignore[no-redef]
 
         cuda = numba_cuda
         i32, i64, f64 = types.int32, types.int64, types.float64

@@ -10,9 +10,9 @@ from typing import Any
 
 from fastbn_kernels.cuda.build.decorators import device
 from fastbn_kernels.cuda.build.numba_cuda import i32, i64
-from fastbn_kernels.cuda.element import centred, frozen_gradient, gradient, gradient_terms, normalized
-from fastbn_kernels.cuda.simd.masks import choose, nothing
-from fastbn_kernels.cuda.simd.ops import add, fma, load, mul, splat, store, widen, width
+from fastbn_kernels.cuda.element import beside, centred, frozen_gradient, gradient, gradient_terms, keep, normalized
+from fastbn_kernels.cuda.simd.masks import choose
+from fastbn_kernels.cuda.simd.ops import add, fma, load, mul, nothing, splat, store, widen, width
 
 
 @device
@@ -36,6 +36,15 @@ def load_chosen(x: Any, at: int, bits: int) -> Any:
     raw = nothing(x)
     if bits != 0:
         raw = load(x, at)
+    return raw
+
+
+@device
+def beside_chosen(x: Any, at: int, bits: int, after: Any) -> Any:
+    """Load what is added to a vector of which something counts."""
+    raw = nothing(x)
+    if bits != 0:
+        raw = beside(x, at, after)
     return raw
 
 
@@ -66,7 +75,7 @@ def masked_rows_sums(
 @device
 def masked_rows_normalize(
     x: Any, mask: Any, column: int, first: int, step: int, R: int, C: int, together: int, params: Any, y: Any,
-    tail: int | None,
+    after: Any,
 ) -> None:  # fmt: skip
     """Write the normalised columns to y."""
     wide = i64(C) * together
@@ -77,16 +86,17 @@ def masked_rows_normalize(
         bits1 = row_bits(x, mask, other, column, C, together, R)
         at0, at1 = i64(row) * wide + column, i64(other) * wide + column
         raw0, raw1 = load_chosen(x, at0, bits0), load_chosen(x, at1, bits1)
-        store(y, at0, choose(normalized(x, raw0, params, tail), bits0))
+        extra0, extra1 = beside_chosen(x, at0, bits0, after), beside_chosen(x, at1, bits1, after)
+        store(y, at0, choose(normalized(x, raw0, params, after, extra0), bits0))
         if other < R:
-            store(y, at1, choose(normalized(x, raw1, params, tail), bits1))
+            store(y, at1, choose(normalized(x, raw1, params, after, extra1), bits1))
         row = i32(min(i64(other) + step, i64(R)))
 
 
 @device
 def masked_rows_gradient_sums(
     dy: Any, x: Any, mask: Any, column: int, first: int, step: int, R: int, C: int, together: int, params: Any,
-    tail: int | None,
+    after: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Return this thread's sums of g and of g * (x - mean), a column each."""
     linear, products = widen(splat(x, 0.0)), widen(splat(x, 0.0))
@@ -96,7 +106,7 @@ def masked_rows_gradient_sums(
         bits = row_bits(x, mask, row, column, C, together, R)
         at = i64(row) * wide + column
         g, raw = load_chosen(dy, at, bits), load_chosen(x, at, bits)
-        grad, off = gradient_terms(dy, g, x, raw, params, tail)
+        grad, off = gradient_terms(dy, g, x, raw, params, after, beside_chosen(x, at, bits, after))
         grad, off = choose(grad, bits), choose(off, bits)
         linear = add(linear, widen(grad))
         products = add(products, widen(mul(grad, off)))
@@ -107,17 +117,17 @@ def masked_rows_gradient_sums(
 @device
 def masked_rows_gradient(
     dy: Any, x: Any, mask: Any, column: int, first: int, step: int, R: int, C: int, together: int, params: Any,
-    frozen: int, dx: Any, tail: int | None,
+    frozen: int, dx: Any, smem: Any, after: Any,
 ) -> None:  # fmt: skip
-    """Write dx of the columns."""
+    """Write dx of the columns, and the gradient of what was added, zeros where nothing counts."""
     wide = i64(C) * together
     row = first
     while row < R:
         bits = row_bits(x, mask, row, column, C, together, R)
         at = i64(row) * wide + column
         g, raw = load_chosen(dy, at, bits), load_chosen(x, at, bits)
-        values = gradient(dy, g, x, raw, params, tail)
-        if frozen != 0:
-            values = frozen_gradient(dy, g, x, raw, params, tail)
+        grad, off = gradient_terms(dy, g, x, raw, params, after, beside_chosen(x, at, bits, after))
+        keep(dy, at, 0, width(x), choose(grad, bits), after, smem, i32(0), False)
+        values = frozen_gradient(grad, params) if frozen != 0 else gradient(grad, off, params)
         store(dx, at, choose(values, bits))
         row = i32(min(i64(row) + step, i64(R)))

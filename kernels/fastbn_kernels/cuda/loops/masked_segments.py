@@ -11,10 +11,10 @@ from typing import Any
 
 from fastbn_kernels.cuda.build.decorators import device
 from fastbn_kernels.cuda.build.numba_cuda import i32, i64
-from fastbn_kernels.cuda.element import centred, frozen_gradient, gradient, gradient_terms, normalized
-from fastbn_kernels.cuda.loops.segments import chunk, fetch, forth, steps
-from fastbn_kernels.cuda.simd.masks import choose, nothing
-from fastbn_kernels.cuda.simd.ops import decoded, dot, get, store, store_part, total, width
+from fastbn_kernels.cuda.element import centred, frozen_gradient, gradient, gradient_terms, keep, normalized
+from fastbn_kernels.cuda.loops.segments import chunk, fetch, fetch_beside, forth, steps
+from fastbn_kernels.cuda.simd.masks import choose
+from fastbn_kernels.cuda.simd.ops import decoded, dot, get, nothing, store, store_part, total, width
 
 
 @device
@@ -42,6 +42,15 @@ def fetch_chosen(x: Any, at: int, hi: int, size: int, bits: int) -> Any:
     raw = nothing(x)
     if bits != 0:
         raw = fetch(x, at, hi, size)
+    return raw
+
+
+@device
+def beside_chosen(x: Any, at: int, hi: int, size: int, bits: int, after: Any) -> Any:
+    """Load what is added to a chunk of which some values count."""
+    raw = nothing(x)
+    if bits != 0:
+        raw = fetch_beside(x, at, hi, size, after)
     return raw
 
 
@@ -105,7 +114,7 @@ def masked_segments_sums(
 @device
 def masked_segments_normalize(
     x: Any, mask: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, params: Any, y: Any,
-    tail: int | None,
+    after: Any,
 ) -> None:  # fmt: skip
     """Write the normalised channel to y."""
     count = steps(first, step, N * Q)
@@ -119,15 +128,17 @@ def masked_segments_normalize(
         at1, lo1, hi1, bits1 = masked_chunk(x, mask, n, j, c, C, S, m + 1 < count)
         n, j = forth(n, j, dn, dj, Q)
         raw0, raw1 = fetch_chosen(x, at0, hi0, size, bits0), fetch_chosen(x, at1, hi1, size, bits1)
-        store_chosen(y, at0, lo0, hi0, normalized(x, raw0, params, tail), bits0)
-        store_chosen(y, at1, lo1, hi1, normalized(x, raw1, params, tail), bits1)
+        extra0 = beside_chosen(x, at0, hi0, size, bits0, after)
+        extra1 = beside_chosen(x, at1, hi1, size, bits1, after)
+        store_chosen(y, at0, lo0, hi0, normalized(x, raw0, params, after, extra0), bits0)
+        store_chosen(y, at1, lo1, hi1, normalized(x, raw1, params, after, extra1), bits1)
         m = i32(m + 2)
 
 
 @device
 def masked_gradient_sums(
     dy: Any, x: Any, mask: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, params: Any,
-    tail: int | None,
+    after: Any,
 ) -> tuple[float, float]:  # fmt: skip
     """Return this thread's sums of g and of g * (x - mean)."""
     count = steps(first, step, N * Q)
@@ -141,7 +152,7 @@ def masked_gradient_sums(
         at, _, hi, bits = masked_chunk(x, mask, n, j, c, C, S, True)
         n, j = forth(n, j, dn, dj, Q)
         g, raw = fetch_chosen(dy, at, hi, size, bits), fetch_chosen(x, at, hi, size, bits)
-        grad, off = gradient_terms(dy, g, x, raw, params, tail)
+        grad, off = gradient_terms(dy, g, x, raw, params, after, beside_chosen(x, at, hi, size, bits, after))
         grad, off = choose(grad, bits), choose(off, bits)
         linear += total(grad)
         products += dot(grad, off)
@@ -152,9 +163,9 @@ def masked_gradient_sums(
 @device
 def masked_gradient(
     dy: Any, x: Any, mask: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, params: Any,
-    frozen: int, dx: Any, tail: int | None,
+    frozen: int, dx: Any, smem: Any, after: Any,
 ) -> None:  # fmt: skip
-    """Write dx of a channel."""
+    """Write dx of a channel, and the gradient of what was added, zeros where nothing counts."""
     count = steps(first, step, N * Q)
     n, j = i32(first // Q), i32(first % Q)
     dn, dj = i32(step // Q), i32(step % Q)
@@ -164,8 +175,9 @@ def masked_gradient(
         at, lo, hi, bits = masked_chunk(x, mask, n, j, c, C, S, True)
         n, j = forth(n, j, dn, dj, Q)
         g, raw = fetch_chosen(dy, at, hi, size, bits), fetch_chosen(x, at, hi, size, bits)
-        values = gradient(dy, g, x, raw, params, tail)
-        if frozen != 0:
-            values = frozen_gradient(dy, g, x, raw, params, tail)
+        grad, off = gradient_terms(dy, g, x, raw, params, after, beside_chosen(x, at, hi, size, bits, after))
+        if hi > 0:
+            keep(dy, at, lo, hi, choose(grad, bits), after, smem, i32(0), False)
+        values = frozen_gradient(grad, params) if frozen != 0 else gradient(grad, off, params)
         store_chosen(dx, at, lo, hi, values, bits)
         m = i32(m + 1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastbn_kernels.cuda.build.decorators import device
 from fastbn_kernels.cuda.build.numba_cuda import cuda, i32, i64
-from fastbn_kernels.cuda.element import centred, frozen_gradient, gradient, gradient_terms, normalized
+from fastbn_kernels.cuda.element import beside, centred, frozen_gradient, gradient, gradient_terms, keep, normalized
 from fastbn_kernels.cuda.reduce import WARP, warp_sum
 from fastbn_kernels.cuda.simd.ops import (
     add,
@@ -144,7 +144,7 @@ def last_row(first: int, step: int, R: int) -> tuple[int, int]:
 @device
 def rows_normalize(
     x: Any, column: int, first: int, step: int, R: int, C: int, params: Any, y: Any, smem: Any, smem_vectors: int,
-    tail: int | None,
+    after: Any,
 ) -> None:  # fmt: skip
     """Write the normalised columns to y, last row first."""
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
@@ -154,15 +154,17 @@ def rows_normalize(
     while m - 3 >= smem_vectors:
         at1, at2, at3 = at - stride, at - 2 * stride, at - 3 * stride
         raw0, raw1, raw2, raw3 = load_once(x, at), load_once(x, at1), load_once(x, at2), load_once(x, at3)
-        store(y, at, normalized(x, raw0, params, tail))
-        store(y, at1, normalized(x, raw1, params, tail))
-        store(y, at2, normalized(x, raw2, params, tail))
-        store(y, at3, normalized(x, raw3, params, tail))
+        extra0, extra1 = beside(x, at, after), beside(x, at1, after)
+        extra2, extra3 = beside(x, at2, after), beside(x, at3, after)
+        store(y, at, normalized(x, raw0, params, after, extra0))
+        store(y, at1, normalized(x, raw1, params, after, extra1))
+        store(y, at2, normalized(x, raw2, params, after, extra2))
+        store(y, at3, normalized(x, raw3, params, after, extra3))
         at -= 4 * stride
         m = i32(m - 4)
     while m >= 0:
         raw0 = smem_load(smem, i32(m * threads + thread)) if m < smem_vectors else load_once(x, at)
-        store(y, at, normalized(x, raw0, params, tail))
+        store(y, at, normalized(x, raw0, params, after, beside(x, at, after)))
         at -= stride
         m = i32(m - 1)
 
@@ -170,7 +172,7 @@ def rows_normalize(
 @device
 def rows_gradient_sums(
     dy: Any, x: Any, column: int, first: int, step: int, R: int, C: int, params: Any, smem: Any, smem_vectors: int,
-    tail: int | None,
+    after: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Return this thread's sums of g and of g * (x - mean), a column each."""
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
@@ -193,8 +195,11 @@ def rows_gradient_sums(
             if m < smem_vectors:
                 smem_store(smem, slot, g0)
                 smem_store(smem, i32(slot + threads), raw0)
-        grad0, off0 = gradient_terms(dy, g0, x, raw0, params, tail)
-        grad1, off1 = gradient_terms(dy, g1, x, raw1, params, tail)
+        extra0, extra1 = beside(x, at, after), beside(x, at1, after)
+        grad0, off0 = gradient_terms(dy, g0, x, raw0, params, after, extra0)
+        grad1, off1 = gradient_terms(dy, g1, x, raw1, params, after, extra1)
+        keep(dy, at, 0, width(x), grad0, after, smem, slot, m < smem_vectors)
+        keep(dy, at1, 0, width(x), grad1, after, smem, i32(slot + 2 * threads), m + 1 < smem_vectors)
         linear = add(linear, widen(add(grad0, grad1)))
         products = add(products, widen(fma(grad1, off1, mul(grad0, off0))))
         at += 2 * stride
@@ -202,11 +207,12 @@ def rows_gradient_sums(
         m = i32(m + 2)
     if row < R:
         g0, raw0 = load(dy, at), load(x, at)
+        slot = i32(2 * m * threads + thread)
         if m < smem_vectors:
-            slot = i32(2 * m * threads + thread)
             smem_store(smem, slot, g0)
             smem_store(smem, i32(slot + threads), raw0)
-        grad0, off0 = gradient_terms(dy, g0, x, raw0, params, tail)
+        grad0, off0 = gradient_terms(dy, g0, x, raw0, params, after, beside(x, at, after))
+        keep(dy, at, 0, width(x), grad0, after, smem, slot, m < smem_vectors)
         linear = add(linear, widen(grad0))
         products = add(products, widen(mul(grad0, off0)))
     return linear, products
@@ -215,7 +221,7 @@ def rows_gradient_sums(
 @device
 def rows_gradient(
     dy: Any, x: Any, column: int, first: int, step: int, R: int, C: int, params: Any, frozen: int, dx: Any, smem: Any,
-    smem_vectors: int, tail: int | None,
+    smem_vectors: int, after: Any,
 ) -> None:  # fmt: skip
     """Write dx of the columns, last row first."""
     thread, threads = i32(cuda.threadIdx.x), i32(cuda.blockDim.x)
@@ -225,8 +231,13 @@ def rows_gradient(
     while frozen == 0 and m - 1 >= smem_vectors:
         at1 = at - stride
         g0, raw0, g1, raw1 = load_once(dy, at), load_once(x, at), load_once(dy, at1), load_once(x, at1)
-        store(dx, at, gradient(dy, g0, x, raw0, params, tail))
-        store(dx, at1, gradient(dy, g1, x, raw1, params, tail))
+        extra0, extra1 = beside(x, at, after), beside(x, at1, after)
+        grad0, off0 = gradient_terms(dy, g0, x, raw0, params, after, extra0)
+        grad1, off1 = gradient_terms(dy, g1, x, raw1, params, after, extra1)
+        keep(dy, at, 0, width(x), grad0, after, smem, i32(0), False)
+        keep(dy, at1, 0, width(x), grad1, after, smem, i32(0), False)
+        store(dx, at, gradient(grad0, off0, params))
+        store(dx, at1, gradient(grad1, off1, params))
         at -= 2 * stride
         m = i32(m - 2)
     while m >= 0:
@@ -235,10 +246,8 @@ def rows_gradient(
             g0, raw0 = smem_load(smem, slot), smem_load(smem, i32(slot + threads))
         else:
             g0, raw0 = load_once(dy, at), load_once(x, at)
-        if frozen != 0:
-            values = frozen_gradient(dy, g0, x, raw0, params, tail)
-        else:
-            values = gradient(dy, g0, x, raw0, params, tail)
-        store(dx, at, values)
+        grad0, off0 = gradient_terms(dy, g0, x, raw0, params, after, beside(x, at, after))
+        keep(dy, at, 0, width(x), grad0, after, smem, i32(0), False)
+        store(dx, at, frozen_gradient(grad0, params) if frozen != 0 else gradient(grad0, off0, params))
         at -= stride
         m = i32(m - 1)

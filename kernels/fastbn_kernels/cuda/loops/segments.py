@@ -17,8 +17,9 @@ from typing import Any
 
 from fastbn_kernels.cuda.build.decorators import device
 from fastbn_kernels.cuda.build.numba_cuda import cuda, i32, i64
-from fastbn_kernels.cuda.element import centred, normalized
+from fastbn_kernels.cuda.element import beside, centred, normalized
 from fastbn_kernels.cuda.simd.ops import (
+    adds,
     decoded,
     dot,
     get,
@@ -26,6 +27,7 @@ from fastbn_kernels.cuda.simd.ops import (
     load,
     load_once,
     load_part,
+    nothing,
     rounded,
     smem_load,
     smem_store,
@@ -73,6 +75,14 @@ def chunk(x: Any, n: int, j: int, c: int, C: int, S: int) -> tuple[int, int, int
 def fetch(x: Any, at: int, hi: int, size: int) -> Any:
     """Load a chunk; of the last of all, which may end beyond the tensor, only what is there."""
     return load(x, at) if at + width(x) <= size else load_part(x, at, hi)
+
+
+@device
+def fetch_beside(x: Any, at: int, hi: int, size: int, after: Any) -> Any:
+    """Load a chunk of what is added, if there is anything."""
+    if adds(after):
+        return fetch(after[1], at, hi, size)
+    return nothing(x)
 
 
 @device
@@ -179,7 +189,7 @@ def segments_sums(
 @device
 def segments_normalize(
     x: Any, c: int, N: int, C: int, S: int, Q: int, first: int, step: int, params: Any, y: Any, smem: Any,
-    smem_vectors: int, tail: int | None,
+    smem_vectors: int, after: Any,
 ) -> None:  # fmt: skip
     """Write the normalised channel to y, last chunk first."""
     V = width(x)
@@ -201,16 +211,18 @@ def segments_normalize(
             at3 = base + n * stride + j * V
             n, j = back(n, j, dn, dj, Q)
             raw0, raw1, raw2, raw3 = load_once(x, at0), load_once(x, at1), load_once(x, at2), load_once(x, at3)
-            store(y, at0, normalized(x, raw0, params, tail))
-            store(y, at1, normalized(x, raw1, params, tail))
-            store(y, at2, normalized(x, raw2, params, tail))
-            store(y, at3, normalized(x, raw3, params, tail))
+            extra0, extra1 = beside(x, at0, after), beside(x, at1, after)
+            extra2, extra3 = beside(x, at2, after), beside(x, at3, after)
+            store(y, at0, normalized(x, raw0, params, after, extra0))
+            store(y, at1, normalized(x, raw1, params, after, extra1))
+            store(y, at2, normalized(x, raw2, params, after, extra2))
+            store(y, at3, normalized(x, raw3, params, after, extra3))
             m = i32(m - 4)
         while m >= 0:
             at0 = base + n * stride + j * V
             n, j = back(n, j, dn, dj, Q)
             raw0 = smem_load(smem, i32(m * threads + thread)) if m < smem_vectors else load_once(x, at0)
-            store(y, at0, normalized(x, raw0, params, tail))
+            store(y, at0, normalized(x, raw0, params, after, beside(x, at0, after)))
             m = i32(m - 1)
     else:
         size = i64(N) * stride
@@ -219,7 +231,7 @@ def segments_normalize(
             n, j = back(n, j, dn, dj, Q)
             if hi > 0:
                 raw0 = smem_load(smem, i32(m * threads + thread)) if m < smem_vectors else fetch(x, at, hi, size)
-                values = normalized(x, raw0, params, tail)
+                values = normalized(x, raw0, params, after, fetch_beside(x, at, hi, size, after))
                 if lo == 0 and hi >= V:
                     store(y, at, values)
                 else:

@@ -135,13 +135,6 @@ add = elementwise(lambda builder, a, b: builder.fadd(a, b), 2)
 sub = elementwise(lambda builder, a, b: builder.fsub(a, b), 2)
 mul = elementwise(lambda builder, a, b: builder.fmul(a, b), 2)
 fma = elementwise(lambda builder, a, b, c: builder.fma(a, b, c), 3)
-# b where a is positive or NaN, else zero
-where_positive = elementwise(
-    lambda builder, a, b: builder.select(
-        builder.fcmp_unordered(">", a, ir.Constant(a.type, 0.0)), b, ir.Constant(b.type, 0.0)
-    ),
-    2,
-)
 
 
 @intrinsic

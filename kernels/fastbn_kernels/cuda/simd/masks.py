@@ -9,16 +9,7 @@ from fastbn_kernels.cuda.build.numba_cuda import SIMULATED, intrinsic, stand_ins
 if TYPE_CHECKING or not SIMULATED:
     from llvmlite import ir
 
-    from fastbn_kernels.cuda.simd.words import RAW, const, unpack
-
-    @intrinsic
-    def nothing(typingctx: Any, x: Any) -> Any:
-        """Return what was loaded from x if nothing was: zeros."""
-
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return context.make_tuple(builder, signature.return_type, [const(0)] * 4)
-
-        return RAW(x), generate
+    from fastbn_kernels.cuda.simd.words import const, unpack
 
     @intrinsic
     def choose(typingctx: Any, vector: Any, bits: Any) -> Any:

@@ -5,7 +5,8 @@ A vector is a tuple of numbers: float32 for float32 and for the 16-bit types, wh
 `width(x)` of them: as many as 16 bytes hold, or one if x is not aligned (`Scalars` in `build.decorators`). What has
 been loaded and not yet converted is `raw`: four words.
 
-They are intrinsics of Numba's CUDA target, in `memory` and `arithmetic`, or plain Python for the simulated GPU.
+They are intrinsics of Numba's CUDA target, in `memory`, `arithmetic` and `tail_ops`, or plain Python for the simulated
+GPU.
 """
 
 from __future__ import annotations
@@ -17,5 +18,6 @@ from fastbn_kernels.cuda.build.numba_cuda import SIMULATED, stand_ins
 if TYPE_CHECKING or not SIMULATED:
     from fastbn_kernels.cuda.simd.arithmetic import *  # noqa: F403
     from fastbn_kernels.cuda.simd.memory import *  # noqa: F403
+    from fastbn_kernels.cuda.simd.tail_ops import *  # noqa: F403
 else:
     globals().update(stand_ins("gpu_vector"))
