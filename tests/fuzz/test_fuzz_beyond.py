@@ -9,14 +9,25 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import fastbn
+from fastbn.backends.cpu import backend
 from fuzz import calls, legal
 from fuzz.arrays import stored, values
 from fuzz.calls import Call
-from fuzz.check import answered, called, examples
+from fuzz.check import INTERPRETED, answered, called, examples
 from fuzz.check import values as held
 from fuzz.expected import Expected
 
 pytestmark = [pytest.mark.bounds, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def types_are_checked():
+    """On the quick path Numba's dispatcher does that, which plain Python goes without."""
+    with pytest.MonkeyPatch.context() as patch:
+        if INTERPRETED:
+            patch.setattr(backend, "quick_forward", lambda *_: None)
+            patch.setattr(backend, "quick_backward", lambda *_: None)
+        yield
 
 
 def went_back(data, call, expected, ctx):
