@@ -93,4 +93,4 @@ def backward(call: BackwardCall, compute: Callable[[BackwardCall], Gradients]) -
     if grads.dresidual is not None:
         dresidual = layout.empty(call.x)
         _fetch(grads.dresidual, ctx.layout, dresidual)
-    return Gradients(dx, grads.dweight, grads.dbias, dresidual, grads._sums, ctx)
+    return Gradients(dx, grads.dweight, grads.dbias, dresidual, grads._by_statistics)
