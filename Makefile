@@ -73,12 +73,12 @@ test: $(VENV)/.test
 # Every family in every dtype, with nothing to compile; an index out of range is an error.
 interpreted: $(VENV)/.test
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest tests/api tests/numerics tests/kernels/test_tail.py tests/kernels/test_activations.py \
-		tests/kernels/test_masked.py -m bounds
+		tests/kernels/test_masked.py tests/fuzz/test_fuzz_beyond.py -m bounds
 
 # The GPU kernels on a simulated GPU, against the oracle.
 SIMULATED = NUMBA_ENABLE_CUDASIM=1 $(BIN)/pytest tests/gpu/test_kernels.py tests/gpu/test_calls.py \
 	tests/gpu/test_launch_cache.py tests/gpu/test_simulator.py tests/gpu/test_contract.py tests/gpu/test_tail.py \
-	tests/gpu/test_masked.py
+	tests/gpu/test_masked.py tests/gpu/test_beyond.py
 gpu-simulated: $(VENV)/.test
 	$(SIMULATED) $(QUICK)
 
@@ -106,7 +106,8 @@ bench-once: $(VENV)/.all
 	$(PYTEST) bench --benchmark-disable
 
 fuzz: $(VENV)/.test
-	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest tests/fuzz/test_fuzz.py tests/fuzz/test_fuzz_layer.py
+	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest tests/fuzz/test_fuzz.py tests/fuzz/test_fuzz_layer.py \
+		tests/fuzz/test_fuzz_beyond.py
 
 # Kernels are seen as plain Python alone, on small arrays. The report is of all runs together.
 COVERAGE = $(BIN)/coverage run -m pytest

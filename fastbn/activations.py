@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-NAMES = "relu", "relu6", "leaky_relu", "tanh", "sigmoid", "silu", "gelu"
-
-SLOPE = 0.01  # of leaky_relu below zero, as PyTorch has it
+from fastbn_kernels.activation_names import NAMES as NAMES
+from fastbn_kernels.activation_names import SLOPE as SLOPE
 
 
 class Activation(NamedTuple):

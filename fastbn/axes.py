@@ -174,7 +174,7 @@ def backward(compute: Any, dy: Any, ctx: AxesContext, sums: Any, out: Any) -> Gr
     dresidual = grads.dresidual
     if dresidual is not None:
         dresidual = _unmerged(axes, dresidual, np.empty(axes.shape, dresidual.dtype))
-    return Gradients(dx, dweight, dbias, dresidual, grads._sums, ctx.inner)
+    return Gradients(dx, dweight, dbias, dresidual, grads._by_statistics)
 
 
 def single(ctx: object) -> None:

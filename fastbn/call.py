@@ -140,8 +140,8 @@ class ForwardCall:
         activation = scalars.activation(activation)
         update_stats = scalars.flag("update_stats", update_stats)
         if residual is not None:
-            place.beside("residual", residual, x)
-            residual = arrays.gradient(look("residual", residual), data, "residual")
+            given_residual, residual = residual, arrays.gradient(look("residual", residual), data, "residual")
+            place.beside("residual", given_residual, x)
         count = _values_per_channel(data, axis)
         if mask is not None:
             mask = beyond.mask(look("mask", mask), data, axis, training)

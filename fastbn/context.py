@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -122,6 +123,10 @@ class Context:
     def given(self) -> bool:
         """Whether the statistics were given: running ones, or moments."""
         return self.frozen or self._given is not None
+
+    def by_statistics(self, sums: tuple[NDArray[Any], NDArray[Any]]) -> Callable[[], Any] | None:
+        """Return what gives the gradients by statistics that were given, from the sums; it does not hold x."""
+        return functools.partial(by_statistics, self.saved, *sums) if self.given else None
 
     @property
     def channels(self) -> int:
@@ -296,8 +301,7 @@ class Gradients:
     dweight: NDArray[Any] | None
     dbias: NDArray[Any] | None
     dresidual: NDArray[Any] | None = None
-    _sums: tuple[NDArray[Any], NDArray[Any]] | None = field(default=None, repr=False)  # of dy and of dy * xhat
-    _ctx: Context | None = field(default=None, repr=False)
+    _by_statistics: Callable[[], tuple[Statistic, Statistic]] | None = field(default=None, repr=False)
 
     @property
     def dmean(self) -> Statistic | None:
@@ -306,17 +310,17 @@ class Gradients:
         Running statistics (``training=False``) and `moments` are given; a batch's own are not, and have None. It is
         that of mean and variance as arguments of their own: of `moments` that x is a part of, dx has it already.
         """
-        if self._ctx is None or self._sums is None or not self._ctx.given:
-            return None
-        with np.errstate(all="ignore"):
-            found: Statistic = -self._ctx.weight * self._ctx.invstd * self._sums[0]
-        return found
+        return None if self._by_statistics is None else self._by_statistics()[0]
 
     @property
     def dvar(self) -> Statistic | None:
         """Return the gradient by the variance likewise: ``-weight * invstd**2 * sum(dy * xhat) / 2``."""
-        if self._ctx is None or self._sums is None or not self._ctx.given:
-            return None
-        with np.errstate(all="ignore"):
-            found: Statistic = -self._ctx.weight * self._ctx.invstd**2 * self._sums[1] / 2
-        return found
+        return None if self._by_statistics is None else self._by_statistics()[1]
+
+
+def by_statistics(saved: NDArray[Any], sum_dy: NDArray[Any], sum_dy_xhat: NDArray[Any]) -> tuple[Statistic, Statistic]:
+    """Return the gradients by mean and variance, from what was saved and the sums of the backward pass."""
+    invstd = saved[INVSTD]
+    with np.errstate(all="ignore"):
+        scale = -saved[WEIGHT] * invstd
+        return scale * sum_dy, scale * invstd * sum_dy_xhat / 2

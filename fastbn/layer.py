@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from fastbn import functional
-from fastbn.checks import arrays, beyond, scalars, state_dict
+from fastbn.checks import arrays, beyond, scalars
 from fastbn.checks.place import on_gpu
 from fastbn.context import Context
 from fastbn.dispatch import checked
 from fastbn.moments import Moments
 from fastbn.renorm import Renorm
+from fastbn.stateful import Stateful
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
-class BatchNorm:
+class BatchNorm(Stateful):
     """Batch normalization with a weight, a bias and running statistics.
 
     In training, ``layer(x)`` normalises with the statistics of x and moves the running statistics towards them; in
@@ -93,6 +94,8 @@ class BatchNorm:
 
     _frozen = False
     _observer: Callable[[Moments], None] | None = None  # `recalibrate`, while it runs
+
+    STATE = "weight", "bias", "running_mean", "running_var"
 
     def __init__(
         self,
@@ -249,15 +252,6 @@ class BatchNorm:
         self.dweight, self.dbias, self.dresidual = grads.dweight, grads.dbias, grads.dresidual
         return grads.dx
 
-    def train(self, mode: bool = True) -> BatchNorm:
-        """Normalise with the batch's statistics from now on (with ``mode=False``, as `eval`); return the layer."""
-        self.training = scalars.flag("mode", mode)
-        return self
-
-    def eval(self) -> BatchNorm:
-        """Normalise with the running statistics from now on; return the layer."""
-        return self.train(False)
-
     @property
     def frozen(self) -> bool:
         """Whether the layer normalises with its running statistics in training too."""
@@ -300,64 +294,6 @@ class BatchNorm:
         """End what `freeze` began: from now on the mode, which `train` and `eval` set, decides; return the layer."""
         self._frozen = False
         return self
-
-    def _arrays(self) -> dict[str, Array]:
-        arrays = {
-            "weight": self.weight,
-            "bias": self.bias,
-            "running_mean": self.running_mean,
-            "running_var": self.running_var,
-        }
-        return {name: array for name, array in arrays.items() if array is not None}
-
-    def state_dict(self) -> dict[str, Array]:
-        """Return copies of the parameters and statistics under PyTorch's keys.
-
-        Returns
-        -------
-        dict
-            `weight`, `bias`, `running_mean`, `running_var` and `num_batches_tracked` (int64, no axes), as far as the
-            layer has them.
-        """
-        state = {name: array.copy() for name, array in self._arrays().items()}
-        if self.track_running_stats:
-            state["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take parameters and statistics from a state dict, PyTorch's or this layer's.
-
-        The arrays of the layer keep their identity and dtype and get new scalars. Either the whole state fits and is
-        taken, or nothing changes.
-
-        Parameters
-        ----------
-        state : mapping
-            The keys of `state_dict`; values are arrays or what `numpy.asarray` takes, such as a PyTorch tensor on the
-            CPU.
-
-        Raises
-        ------
-        ValueError
-            If keys are missing or unknown, or a shape does not fit.
-        TypeError
-            If a value is not of a real floating type, or the count not an integer.
-        """
-        self.take_state(self.check_state(state))
-
-    def check_state(self, state: Mapping[str, Any], prefix: str = "") -> dict[str, Array]:
-        """Return the values of a state that fits, cast to this layer's dtype; `prefix` is for messages.
-
-        With `take_state`, which cannot fail, several layers are loaded as a whole; see `fastbn.load`.
-        """
-        return state_dict.check(state, self._arrays(), self.track_running_stats, prefix)
-
-    def take_state(self, checked: Mapping[str, Array]) -> None:
-        """Store what `check_state` returned."""
-        for name, array in self._arrays().items():
-            array[...] = checked[name]
-        if self.track_running_stats:
-            self.num_batches_tracked = int(checked["num_batches_tracked"])
 
     def to_onnx(self, *, ndim: int = 4, dtype: Any = None, opset: int = 15) -> Any:
         """Return an ``onnx.ModelProto`` that does what this layer does in inference; needs the package onnx.

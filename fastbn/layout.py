@@ -32,7 +32,7 @@ class Layout(NamedTuple):
 
     def compact(self, array: Array) -> Array:
         """Return a contiguous array of this layout as (N, C) if S is 1, else as (N, C, S), without a copy."""
-        if array.shape == self.compact_shape:
+        if self.in_order and array.shape == self.compact_shape:  # a square array in another order has that shape too
             return array
         return array.reshape(self.compact_shape) if self.in_order else self.view(array).reshape(self.compact_shape)
 

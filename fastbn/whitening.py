@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from fastbn import layout, zca
-from fastbn.checks import aliasing, arrays, datasets, scalars, state_dict
+from fastbn.checks import aliasing, arrays, datasets, scalars
 from fastbn.moments import Statistic
+from fastbn.stateful import Stateful
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -34,7 +34,7 @@ class _Saved(NamedTuple):
     frozen: bool
 
 
-class DecorrelatedBatchNorm:
+class DecorrelatedBatchNorm(Stateful):
     """Decorrelated batch normalization: ZCA whitening of groups of channels, a weight, a bias, running statistics.
 
     `BatchNorm` scales every channel by itself and leaves features correlated. This layer gives those of a group the
@@ -115,6 +115,8 @@ class DecorrelatedBatchNorm:
     >>> layer.eval()(x).shape
     (256, 4)
     """
+
+    STATE = "weight", "bias", "running_mean", "running_cov"
 
     def __init__(
         self,
@@ -284,67 +286,10 @@ class DecorrelatedBatchNorm:
             self._saved = saved._replace(x=None)
         return dx if out is None else out
 
-    def train(self, mode: bool = True) -> DecorrelatedBatchNorm:
-        """Whiten with the batch's statistics from now on (with ``mode=False``, as `eval`); return the layer."""
-        self.training = scalars.flag("mode", mode)
-        return self
-
-    def eval(self) -> DecorrelatedBatchNorm:
-        """Whiten with the running statistics from now on; return the layer."""
-        return self.train(False)
-
     @property
     def running_whitening(self) -> Statistic | None:
         """The matrix W of inference, a copy of float64 and shape (groups, d, d); None without running statistics."""
         return self._running()[1].matrix.copy() if self.track_running_stats else None
-
-    def _arrays(self) -> dict[str, Array]:
-        named = {
-            "weight": self.weight,
-            "bias": self.bias,
-            "running_mean": self.running_mean,
-            "running_cov": self.running_cov,
-        }
-        return {name: array for name, array in named.items() if array is not None}
-
-    def state_dict(self) -> dict[str, Array]:
-        """Return copies of the parameters and statistics, as far as the layer has them.
-
-        Returns
-        -------
-        dict
-            `weight`, `bias`, `running_mean`, `running_cov` and `num_batches_tracked` (int64, no axes).
-        """
-        state = {name: array.copy() for name, array in self._arrays().items()}
-        if self.track_running_stats:
-            state["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take parameters and statistics from a state dict: all of it fits and is taken, or nothing changes.
-
-        Parameters
-        ----------
-        state : mapping
-            The keys of `state_dict`; values are arrays or what `numpy.asarray` takes.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `BatchNorm.load_state_dict`.
-        """
-        self.take_state(self.check_state(state))
-
-    def check_state(self, state: Mapping[str, Any], prefix: str = "") -> dict[str, Array]:
-        """Return the values of a state that fits, cast to this layer's dtype; see `BatchNorm.check_state`."""
-        return state_dict.check(state, self._arrays(), self.track_running_stats, prefix)
-
-    def take_state(self, checked: Mapping[str, Array]) -> None:
-        """Store what `check_state` returned."""
-        for name, array in self._arrays().items():
-            array[...] = checked[name]
-        if self.track_running_stats:
-            self.num_batches_tracked = int(checked["num_batches_tracked"])
 
     def __repr__(self) -> str:
         return (

@@ -100,13 +100,13 @@ def tracked(value: object, track_running_stats: bool) -> Renorm | None:
 
 def recoverable(ctx: Context, dtype: np.dtype[Any]) -> None:
     """Check that x, which was overwritten with y, can be told from it: no weight is too near zero."""
-    off = in_place.error(ctx, dtype)
-    worst = int(off.argmax()) if off.size else 0
-    if off.size and off[worst] > in_place.OFF:
+    off, weight, bias = (np.atleast_2d(row) for row in (in_place.error(ctx, dtype), ctx.weight, ctx.bias))
+    g, worst = np.unravel_index(off.argmax(), off.shape) if off.size else (0, 0)  # of ghost batches, a row each
+    if off.size and off[g, worst] > in_place.OFF:
         raise ValueError(
             "ctx: expected weights that x can be told from y with, because x was overwritten (out=x), got "
-            f"{ctx.weight[worst]:.3g} beside a bias of {ctx.bias[worst]:.3g} in channel {worst}: in {dtype}, "
-            f"(x - mean) / std would be off by {off[worst]:.3g}, more than {in_place.OFF:g}; give the forward pass "
+            f"{weight[g, worst]:.3g} beside a bias of {bias[g, worst]:.3g} in channel {worst}: in {dtype}, "
+            f"(x - mean) / std would be off by {off[g, worst]:.3g}, more than {in_place.OFF:g}; give the forward pass "
             "another out"
         )
 

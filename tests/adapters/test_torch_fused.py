@@ -103,7 +103,7 @@ def test_layouts_need_not_agree(rng):
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("tail", "training"), [("relu6", True), ("silu", False), ("relu + residual", True)])
+@pytest.mark.parametrize(("tail", "training"), [("relu6", True), ("silu", False), ("gelu + residual", True)])
 def test_second_derivatives(rng, tail, training):
     activation, residual, *leaves = drawn(rng, tail, (4, 2, 3), torch.float64)
     mean, var = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)

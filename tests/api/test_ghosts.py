@@ -57,3 +57,26 @@ def test_one_ghost_batch_is_the_batch():
     y, ctx = fastbn.batch_norm(x, ghost_batch_size=8)
     np.testing.assert_array_equal(y, fastbn.batch_norm(x)[0])
     assert ctx.batches == 1
+
+
+@pytest.mark.parametrize("shape", cases([(6, 4, 5), (6, 1), (6, 1, 5)], compiled=[]))
+def test_ghost_batches_of_few_channels_and_in_place(shape):
+    """Of one channel all samples lie in one row of the kernels; what is told from y is checked of every ghost batch."""
+    x, dy, _, weight, bias = data(np.random.default_rng(6), shape)
+    weight = np.abs(weight) + F4(0.5)
+    y, ctx = fastbn.batch_norm(x, weight, bias, ghost_batch_size=2)
+    grads = fastbn.batch_norm_backward(dy, ctx)
+    expected = [fastbn.batch_norm(x[i : i + 2], weight, bias)[0] for i in (0, 2, 4)]
+    np.testing.assert_array_equal(y, np.concatenate(expected))
+    over = x.copy()
+    _, ctx = fastbn.batch_norm(over, weight, bias, ghost_batch_size=2, out=over)
+    np.testing.assert_array_equal(over, y)
+    found = fastbn.batch_norm_backward(dy, ctx)
+    # xhat is off by 2^-24 (|bias| + |y|) / |weight| at most, some 10 x 2^-24.
+    for name in ("dx", "dweight", "dbias"):
+        close(getattr(found, name), getattr(grads, name), F4, 10 * x.size // shape[1])
+    weight[-1] = 0
+    over = x.copy()
+    _, ctx = fastbn.batch_norm(over, weight, bias, ghost_batch_size=2, out=over)
+    with pytest.raises(ValueError, match=f"got 0 beside a bias of .* in channel {shape[1] - 1}"):
+        fastbn.batch_norm_backward(dy, ctx)

@@ -116,6 +116,40 @@ def forward(draw, spoilt=True):
     return Call(memory, arguments)
 
 
+BEYOND = "activation", "residual", "mask", "ghost_batch_size", "renorm", "update_stats"
+TAILS = [None] * 4 + ["relu", "leaky_relu", ("leaky_relu", 0.25), np.str_("silu"), "relu6", "tanh", "sigmoid", "gelu"]
+
+
+@st.composite
+def beyond(draw):
+    """A call of batch_norm with what goes beyond, some of it wrong."""
+    call = draw(forward(spoilt=False))
+    a, memory = call.arguments, call.memory
+    x = a["x"]
+    at = int(a["axis"]) % x.ndim
+    shape = x.shape[:at] + x.shape[at + 1 :]
+    a["activation"] = draw(st.sampled_from(TAILS))
+    a["residual"] = stored(draw, memory, values(draw, x.shape, x.dtype)) if draw(st.booleans()) else None
+    a["mask"] = None
+    if draw(st.integers(0, 2)) == 0:
+        own = tuple(draw(st.sampled_from([n, n, n, 1])) for n in shape)[draw(st.sampled_from([0, 0, 0, 1])) :]
+        rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+        chosen = rng.random(own) < draw(st.sampled_from([0.7, 0.7, 0.3, 1, 0]))
+        a["mask"] = stored(draw, memory, chosen, legal=draw(st.booleans()))
+    a["ghost_batch_size"] = draw(st.sampled_from([None] * 4 + [1, 2, 3, np.int64(2), 100, 2**62]))
+    a["renorm"] = draw(st.sampled_from([None] * 3 + [fastbn.Renorm(), fastbn.Renorm(1.2, 0.3), fastbn.Renorm(1, 0)]))
+    a["update_stats"] = draw(st.sampled_from([True, True, np.True_, False]))
+    if a["residual"] is not None and draw(st.integers(0, 5)) == 0:
+        a["out"] = a["residual"]
+    arrays = [name for name, value in a.items() if isinstance(value, np.ndarray) and name != "mask"]
+    alias(draw, a, arrays)
+    wrong = [("relu", 0.1), ["relu"], "swish", ("leaky_relu", np.nan), ("leaky_relu",), ("leaky_relu", "1")]
+    if draw(st.integers(0, 9)) == 0:
+        a["activation"] = draw(st.sampled_from(wrong))
+    spoil(draw, memory, a, list(a))
+    return call
+
+
 def moments(draw, channels):
     """Statistics of some batch, sometimes of one that never was."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))

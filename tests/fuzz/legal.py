@@ -105,6 +105,61 @@ def gpu():
     return bool(os.environ.get("NUMBA_ENABLE_CUDASIM"))
 
 
+ACTIVATIONS = "relu", "relu6", "leaky_relu", "tanh", "sigmoid", "silu", "gelu"
+
+
+def activation(value):
+    """None, a name, or the one with a slope in a pair with it."""
+    if isinstance(value, tuple):
+        return (
+            len(value) == 2 and isinstance(value[0], str) and value[0] == "leaky_relu" and number(value[1], -math.inf)
+        )
+    return value is None or (isinstance(value, str) and value in ACTIVATIONS)
+
+
+def mask(value, shape):
+    """Booleans that broadcast to the shape of x without its channels."""
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray) or value.dtype != np.bool_:
+        return False
+    if isinstance(value, np.matrix):
+        return None
+    own = (1,) * (len(shape) - value.ndim) + value.shape
+    return len(own) == len(shape) and all(n in (1, m) for n, m in zip(own, shape, strict=True))
+
+
+def parts(a):
+    """Of a call that is otherwise legal, which values count in each batch with statistics of its own.
+
+    Booleans in the shape of x without its channels.
+    """
+    x, at = a["x"], operator.index(a["axis"]) % a["x"].ndim
+    shape = x.shape[:at] + x.shape[at + 1 :]
+    given = a.get("mask")
+    counted = np.broadcast_to(True if given is None else np.asarray(given), shape)
+    size = a.get("ghost_batch_size")
+    if size is None or not a["training"] or a["moments"] is not None:
+        return [counted]
+    size, sample = operator.index(size), np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    return [counted & (sample // size == g) for g in range(max(1, -(-shape[0] // size)))]
+
+
+def beyond(a, x, at, training):
+    """What goes beyond plain batch norm, of arguments that may lack all of it."""
+    shape = x.shape[:at] + x.shape[at + 1 :]
+    size, renorm, residual, given = (a.get(name) for name in ("ghost_batch_size", "renorm", "residual", "mask"))
+    if not activation(a.get("activation")) or not flag(a.get("update_stats", True)):
+        return False
+    if residual is not None and not gradient(residual, x):
+        return False
+    if renorm is not None and not (isinstance(renorm, fastbn.Renorm) and a["running_mean"] is not None):
+        return False
+    if size is not None and (index(size) is None or not 1 <= index(size) < 2**63 or a["moments"] is not None):
+        return False
+    if given is None or mask(given, shape) is not True:
+        return given is None or mask(given, shape)
+    return not training or bool(np.asarray(given).any() and math.prod(shape))
+
+
 def batch_norm(a):
     """A call of batch_norm with all its arguments."""
     x, training, moments = a["x"], a["training"], a["moments"]
@@ -113,8 +168,8 @@ def batch_norm(a):
     if not precision(a["precision"]):
         return False
     training = bool(training)
-    channels = x.shape[operator.index(a["axis"])]
-    count = x.size // channels if channels else math.prod(np.delete(x.shape, operator.index(a["axis"])).tolist())
+    at = operator.index(a["axis"]) % x.ndim
+    channels = x.shape[at]
     parameters = [a[name] for name in ("weight", "bias", "running_mean", "running_var")]
     mean, var = parameters[2:]
     if not all(parameter(value, channels) for value in parameters) or (mean is None) is not (var is None):
@@ -126,19 +181,24 @@ def batch_norm(a):
             return False
         if moments.count == 0:
             return False
-        count = moments.count
-    if training and count == 0:
+    sure = beyond(a, x, at, training)
+    if sure is not True:
+        return sure
+    counts = [np.count_nonzero(part) for part in parts(a)] if moments is None else [moments.count]
+    if training and 0 in counts:
         return False
     if not training and mean is None:
         return False
-    if training and mean is not None:
-        if not number(a["momentum"], 0, 1) or not count > float(a["correction"]):
+    residual = a.get("residual")
+    if training and mean is not None and a.get("update_stats", True):
+        if not number(a["momentum"], 0, 1) or not min(counts) > float(a["correction"]):
             return False
         if not writable(mean) or not writable(var) or not apart(mean, var):
             return False
-        if not all(apart(own, other) for own in (mean, var) for other in (x, *parameters[:2])):
+        others = (x, *parameters[:2]) if residual is None else (x, residual, *parameters[:2])
+        if not all(apart(own, other) for own in (mean, var) for other in others):
             return False
-    return output(a["out"], x, [x], parameters)
+    return output(a["out"], x, [x] if residual is None else [x, residual], parameters)
 
 
 def sums(value, ctx):

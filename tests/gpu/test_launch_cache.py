@@ -115,6 +115,9 @@ def test_in_place(rng):
         y, ctx = fastbn.batch_norm(x, out=x)
         assert y is x
         check_forward(here(x), reference.forward(data))
+        dy = draw(rng, data.shape, np.float32)
+        grads = fastbn.batch_norm_backward(there(dy), ctx, out=x)  # from y, where x was
+        np.testing.assert_allclose(here(grads.dx), reference.backward(dy, data)[0].astype(float), atol=3e-6)
         with pytest.raises(ValueError, match="overwritten"):
             fastbn.batch_norm_backward(x, ctx)
 

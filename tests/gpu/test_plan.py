@@ -125,7 +125,7 @@ def test_the_kernels_are_twins():
 
 def test_the_simulated_gpu_has_every_operation_on_vectors():
     folder = Path(__file__).parents[2] / "kernels" / "fastbn_kernels" / "cuda" / "simd"
-    source = (folder / "memory.py").read_text() + (folder / "arithmetic.py").read_text()
+    source = "".join((folder / name).read_text() for name in ("memory.py", "arithmetic.py", "tail_ops.py"))
     operations = re.findall(r"^def (\w+)\(typingctx", source, re.M) + re.findall(
         r"^(\w+) = (?:loader|elementwise)\(", source, re.M
     )

@@ -12,6 +12,7 @@ from fastbn_kernels.cpu.activations import activated, through, unbent
 from fastbn_kernels.cpu.simd.functions import exp_neg_abs
 from fastbn_kernels.cpu.simd.ops import LANES, like, param, store, widen
 from fastbn_kernels.cpu.simd.tails import GELU, NAMES, RELU, RELU6, SIGMOID, SILU, TANH, inverse, named
+from smooth import smooth
 
 pytestmark = pytest.mark.bounds
 
@@ -90,43 +91,6 @@ def test_the_exponential(rng, name):
     np.testing.assert_array_equal(run(exponentials, name, special), np.exp(-np.abs(special)))
 
 
-def sigmoids(z):
-    """Return sigmoid(z) and sigmoid(-z)."""
-    e = np.exp(-np.abs(z))
-    small, large = e / (1 + e), 1 / (1 + e)
-    return np.where(z < 0, small, large), np.where(z < 0, large, small)
-
-
-def normal(z):
-    """Return the normal distribution and its density: of a series near 0, beyond 2 of a continued fraction."""
-    a, density = np.abs(z), np.exp(-z * z / 2) / np.sqrt(2 * np.longdouble(np.pi))
-    near = np.minimum(a, 2)
-    term, series = near, near
-    for k in range(1, 60):
-        term = term * near * near / (2 * k + 1)
-        series = series + term
-    far, ratio = np.maximum(a, 2), np.longdouble(0)
-    for k in range(500, 0, -1):
-        ratio = k / (far + ratio)
-    beyond = np.where(a < 2, np.longdouble(0.5) - density * series, density / (far + ratio))
-    return np.where(z < 0, beyond, 1 - beyond), density
-
-
-def smooth(activation, z):
-    """Return an activation of z in the widest float, its derivative, and the larger of what that is the sum of."""
-    z = z.astype(np.longdouble)
-    s, other = sigmoids(z)
-    if activation is SIGMOID:
-        return s, s * other, 0
-    if activation is TANH:
-        s, other = sigmoids(2 * z)
-        return np.tanh(z), 4 * s * other, 0
-    if activation is SILU:
-        return z * s, s * (1 + z * other), s * np.abs(z) * other
-    phi, density = normal(z)
-    return z * phi, phi + z * density, np.abs(z) * density
-
-
 # Roundings in a result and in a slope. A sigmoid errs by 6: 3 of the exponential, a sum, a quotient, a product; z times
 # it by 7. SILU's slope is s (1 + z s'): a product that errs by 7 and the sum and two products, by 9 in all; times a
 # gradient, 10. The polynomials of GELU round once a coefficient, of which far from zero all count.
@@ -138,7 +102,7 @@ ROUNDINGS = {SIGMOID: (6, 10), TANH: (4, 10), SILU: (7, 9), GELU: (11, 11)}
 def test_smooth_activations(rng, name, activation):
     """Of exact float32 data z itself, but for the exponential, is rounded once more, to float32."""
     z, (_, dtype, narrow) = points(rng, name), DTYPES[name]
-    y, slope, term = smooth(activation, z)
+    y, slope, term = smooth(activation.name, z)
     z_rounded = int(dtype != narrow)
     rounding, tiny = np.finfo(narrow).eps / 2, np.finfo(narrow).smallest_normal
     # A subnormal exponential errs by a unit of its own, times z.

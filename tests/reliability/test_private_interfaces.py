@@ -4,6 +4,7 @@ A test that fails here says what has moved. The code that uses it is named in th
 """
 
 import inspect
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -197,6 +198,24 @@ def test_numba_cuda_has_the_cache_that_fastbn_replaces(cuda_dispatcher):
     cache = cuda_dispatcher.CUDACache(test_numba_cuda_has_the_cache_that_fastbn_replaces)
     for name in ("_cache_path", "_dump", "_source_stamp"):
         require(hasattr(cache._cache_file, name), f"its index has no {name}: Files of build/cache.py needs it")
+
+
+@pytest.mark.slow
+def test_numba_cuda_takes_constants_of_other_types(cuda_dispatcher):
+    """A tail is a constant of a kernel, whose type is found again in the cache on disk."""
+    from numba.cuda import cgutils
+    from numba.cuda.core import imputils
+    from numba.cuda.extending import typeof_impl
+
+    from fastbn_kernels.cuda import tails
+
+    require(parameters(imputils.lower_constant) == ["ty"], "numba.cuda.core.imputils.lower_constant: cuda/tails.py")
+    require(hasattr(typeof_impl, "register"), "numba.cuda.extending.typeof_impl is no dispatcher: cuda/tails.py")
+    require(hasattr(cgutils, "get_or_insert_function"), "numba.cuda.cgutils has changed: cuda/simd/tail_ops.py")
+    tail = tails.beside(tails.named("leaky_relu", 0.2), True)
+    assert pickle.loads(pickle.dumps(tail)) is tail
+    omitted = numba.types.Omitted(tail)
+    require(pickle.loads(pickle.dumps(omitted)) == omitted, "a tail is not found again in numba-cuda's cache")
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def backward(call: BackwardCall) -> Gradients:
     if call.over_x:
         ctx.forget_x()
     wanted = None if ctx.beyond is None or ctx.beyond.residual is None else dresidual
-    return Gradients(dx, *_of_parameters(ctx, *found), wanted, found, ctx)
+    return Gradients(dx, *_of_parameters(ctx, *found), wanted, ctx.by_statistics(found))
 
 
 def _gradient(call: BackwardCall) -> tuple[Array, Array | None, BackwardSums]:

@@ -40,7 +40,10 @@ def _step(x: Array, axis: int, size: int, own: layout.Layout) -> int | None:
     """Return how many rows of the kernels' N a part has, or None if parts do not lie one after the other."""
     at = batch_axis(axis)
     first = next((i for i in own.order if x.shape[i] > 1), at)
-    return size * (own.shape[0] // x.shape[at]) if own.contiguous and first == at and x.size else None
+    if not own.contiguous or first != at or x.size == 0:
+        return None
+    rows, more = divmod(own.shape[0], x.shape[at])  # of one channel all samples are one row
+    return None if more else size * rows
 
 
 def _launch(data: Array, step: int, operation: str, key: Any) -> tuple[Any, bool, Parts]:

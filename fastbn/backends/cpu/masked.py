@@ -159,9 +159,9 @@ def backward(dy: Array, x: Array, mask: Array, saved: Array, frozen: bool, dx: A
     own = Masked(x, mask)
     if not own.whole_channels:
         found = own.sums(dy, saved, tail)
-        own.gradient(dy, saved, found, own.count, frozen, dx, tail)
+        own.gradient(dy, saved, found, max(own.count, 1), frozen, dx, tail)
         return found
     found = np.empty((2, saved.shape[1]))
-    options = float(own.count), frozen, own.past_cache[1]
+    options = float(max(own.count, 1)), frozen, own.past_cache[1]  # through frozen statistics there may be none
     own.launch("backward", own.data(dy), own.x, *own.chosen, saved, *options, own.data(dx), found, own.tail(tail))
     return found

@@ -212,8 +212,9 @@ def backward(dy: Any, ctx: Any, out: Any) -> Gradients | None:
         return None
     if done == OVER_X:
         ctx.forget_x()
+    by_statistics = ctx.by_statistics((dbias, dweight)) if ctx.given else None
     parameters = cast(dweight, ctx.weight_dtype), cast(dbias, ctx.bias_dtype)
-    return Gradients(dx, *parameters, dresidual, (dbias, dweight), ctx)
+    return Gradients(dx, *parameters, dresidual, by_statistics)
 
 
 def cast(gradient: Array, dtype: np.dtype[Any] | None) -> Array | None:

@@ -99,9 +99,9 @@ def backward(call: BackwardCall) -> Gradients:
     there.done()
     if call.over_x:
         ctx.forget_x()
-    sum_pair = None if given is None else (given.sum_dy, given.sum_dy_xhat)
+    by_statistics = None if given is None else ctx.by_statistics((given.sum_dy, given.sum_dy_xhat))
     by_weight_there, by_bias_there = grads
-    return Gradients(dx, by_weight_there, by_bias_there, dresidual, sum_pair, ctx)
+    return Gradients(dx, by_weight_there, by_bias_there, dresidual, by_statistics)
 
 
 def _saved(there: DeviceCall, ctx: DeviceContext) -> tuple[Array, Array | None]:

@@ -155,7 +155,7 @@ def forward(
     ctx = DeviceContext(x, axis, recipe.values, saved, *recipe.dtypes, not training, None, recipe.precision)
     ctx.on_host = (False, False)
     if out is not None and target[0] == source[0]:
-        ctx.forget_x()
+        ctx.forget_x(y)
     return y, ctx
 
 
@@ -194,7 +194,9 @@ def _backward_key(dy: Any, ctx: Any, out: Any) -> tuple[Any, Any]:
 
 
 def backward(dy: Any, ctx: DeviceContext, out: Any) -> Gradients | None:
-    """Return the gradients of a backward pass like one before, or None."""
+    """Return the gradients of a plain backward pass like one before, or None."""
+    if ctx.beyond is not None:
+        return None
     key, found = _backward_key(dy, ctx, out)
     recipe = _recipes.get(key)
     if recipe is None:

@@ -53,8 +53,7 @@ def forward(call: ForwardCall, compute: Callable[[ForwardCall], tuple[Any, Any]]
         there, 1, made.count, made.saved_there, *dtypes, made.frozen, call.moments, call.precision, made.beyond
     )
     ctx.on_host, ctx.corrections, ctx.layout, ctx.caller_x = made.on_host, made.corrections, own, call.x
-    if call.over_x:
-        ctx.forget_x(y_there)
+    ctx.overwritten(y_there, call.over_x, call.over_residual)
     _fetch(y_there, own, y)
     return y, ctx
 
@@ -94,4 +93,4 @@ def backward(call: BackwardCall, compute: Callable[[BackwardCall], Gradients]) -
     if grads.dresidual is not None:
         dresidual = layout.empty(call.x)
         _fetch(grads.dresidual, ctx.layout, dresidual)
-    return Gradients(dx, grads.dweight, grads.dbias, dresidual, grads._sums, ctx)
+    return Gradients(dx, grads.dweight, grads.dbias, dresidual, grads._by_statistics)

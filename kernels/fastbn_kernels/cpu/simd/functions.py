@@ -40,7 +40,7 @@ def exp_neg_abs(typing: Any, array: Any, a: Any) -> tuple[Any, Codegen]:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def gelu(typing: Any, array: Any, a: Any) -> tuple[Any, Codegen]:
-    """Return a (1 + erf(a / sqrt(2))) / 2, within 4 units in the last place, however negative a is: `normal`."""
+    """Return a (1 + erf(a / sqrt(2))) / 2, within 6 units in the last place, however negative a is: `normal`."""
     found: tuple[Any, Codegen] = _of_all_digits(normal.gelu)(array, a)
     return found
 
