@@ -173,8 +173,8 @@ def backward(draw, forward_call, ctx):
     memory = forward_call.memory
     x = forward_call.arguments["x"]
     like = x if isinstance(x, np.ndarray) else np.zeros((2, 3))
-    if ctx.x is not None:
-        like = ctx.x
+    if ctx.like is not None:
+        like = ctx.like
     dy = stored(draw, memory, values(draw, like.shape, like.dtype))
     arguments = {"dy": dy, "ctx": ctx, "sums": None}
     if draw(st.integers(0, 4)) == 0:

@@ -217,9 +217,10 @@ def gradient(dy, x):
 
 def backward(a):
     ctx = a["ctx"]
-    if not isinstance(ctx, fastbn.Context) or ctx.x is None:
+    if not isinstance(ctx, fastbn.Context) or ctx.like is None:
         return False
-    if not gradient(a["dy"], ctx.x) or not sums(a["sums"], ctx):
+    if not gradient(a["dy"], ctx.like) or not sums(a["sums"], ctx):
         return False
     given = [] if a["sums"] is None else [a["sums"].sum_dy, a["sums"].sum_dy_xhat]
-    return output(a["out"], ctx.x, [a["dy"], ctx.x], given)
+    fits = output(a["out"], ctx.like, [a["dy"], ctx.like], given)
+    return None if fits and ctx.x is None else fits  # x is told from y, or not, as weights are

@@ -22,18 +22,21 @@ def go_back(data, call, before, x_before, ctx):
     back = data.draw(calls.backward(call, ctx), label="backward")
     a = back.arguments
     only = Call(call.memory, {name: a[name] for name in ("dy", "ctx")})
-    fits = isinstance(a["ctx"], fastbn.Context) and a["ctx"].x is not None and legal.gradient(a["dy"], a["ctx"].x)
+    fits = isinstance(a["ctx"], fastbn.Context) and a["ctx"].like is not None
+    fits = fits and legal.gradient(a["dy"], a["ctx"].like) and (True if a["ctx"].x is not None else None)
     sums = called(only, fastbn.backward_sums, fits)
     assert sums is None or type(sums) is fastbn.BackwardSums
     dy = held(a["dy"])
     allowed = legal.backward(a)
-    over_x = allowed and a["out"] is not None and ctx.x.size > 0 and legal.same(ctx.x, a["out"])
-    x = ctx.x
-    grads = called(back, fastbn.batch_norm_backward, allowed, [a["out"]] if allowed and a["out"] is not None else [])
+    x, kept = ctx.like, ctx.x is not None
+    over_x = allowed is not False and a["out"] is not None and x.size > 0 and legal.same(x, a["out"])
+    written = [a["out"]] if allowed is not False and a["out"] is not None else []
+    grads = called(back, fastbn.batch_norm_backward, allowed, written)
     if grads is not None:
         answered(grads.dx, a["out"], x, in_order=False)
-        assert (ctx.x is None) == over_x
-        before.check_gradients(grads, dy, a["sums"] or call.arguments["moments"], x_before.dtype)
+        assert (ctx.like is None) == over_x
+        if kept:
+            before.check_gradients(grads, dy, a["sums"] or call.arguments["moments"], x_before.dtype)
 
 
 @examples(45)

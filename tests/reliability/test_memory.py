@@ -79,7 +79,7 @@ def test_caches_of_shapes_are_bounded():
     for cached, arguments, kilobytes in (
         (layout.analyse, lambda n: ((n, 3, 8, 8), (768, 256, 32, 4), 4, 1), 1),
         (plan.make, lambda n: (n, 3, 64, "f", 2), 1),
-        (launch.large_call, lambda n: ("forward", (n, 3, 64), "f", 2), 2),
+        (launch.large_call, lambda n: ("forward", (n, 3, 64), "f", 2, None), 2),
     ):
         for n in range(0, 10000, 100):  # kernels that are loaded are not what is counted
             cached(*arguments(n))
