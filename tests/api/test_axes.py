@@ -47,7 +47,7 @@ def test_several_axes(axis, order):
 def test_layer_with_everything():
     rng = np.random.default_rng(14)
     x, dy, residual = (rng.standard_normal((8, 3, 4, 5)).astype(F4) for _ in range(3))
-    layer = fastbn.BatchNorm((4, 5), axis=(2, 3), weight=False, activation="gelu", ghost_batch_size=3, momentum=None)
+    layer = fastbn.BatchNorm((4, 5), axis=(2, 3), weight=False, activation="relu", ghost_batch_size=3, momentum=None)
     assert layer.weight is None
     assert layer.bias.shape == (4, 5)
     layer(x, residual=residual)

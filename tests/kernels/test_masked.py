@@ -18,8 +18,6 @@ EPS = 1e-5
 # int32 are the bits of float32 that is computed in float64. A kernel takes 1 to 2 s to compile: `make test` has time
 # for float32, and for one order of memory of another arithmetic each.
 DTYPES = [np.float32, np.int32, np.float64, np.float16]
-QUICK = ("channels first", np.float64), ("channels last", np.float16)
-
 # (N, C, S): a rest behind the vectors, several segments a tile and several tiles a segment; rows narrower than a
 # vector, and with a rest.
 SHAPES = {
@@ -31,12 +29,12 @@ if numba.config.DISABLE_JIT:  # in plain Python a vector is an array
 EVERY_ORDER = pytest.mark.parametrize("order", SHAPES)
 
 
-def every_dtype(quick):
-    """Every order of memory and dtype, quick for float32 and what else is said."""
+def every_dtype():
+    """Every order of memory and dtype, quick for float32."""
     found = []
     for order in SHAPES:
         for dtype in DTYPES:
-            marks = () if dtype == np.float32 or (order, dtype) in quick else pytest.mark.slow
+            marks = () if dtype == np.float32 else pytest.mark.slow
             found.append(pytest.param(order, dtype, marks=marks, id=f"{order}-{dtype.__name__}"))
     return pytest.mark.parametrize(("order", "dtype"), found)
 
@@ -133,7 +131,7 @@ def cases(rng, order, dtype, **options):
 
 
 @pytest.mark.bounds
-@every_dtype(QUICK)
+@every_dtype()
 def test_through_the_batch(rng, monkeypatch, order, dtype):
     """Over x or dy, and past the cache, bits are the same."""
     for case in cases(rng, order, dtype):
@@ -154,7 +152,7 @@ def test_through_the_batch(rng, monkeypatch, order, dtype):
                     np.testing.assert_array_equal(arrays[over_x], dx)
 
 
-@every_dtype(())
+@every_dtype()
 def test_through_given_statistics(rng, order, dtype):
     for case in cases(rng, order, dtype, frozen=True):
         case.check_forward(case.forward(poisoned(case.shape, case.dtype)))
@@ -162,7 +160,7 @@ def test_through_given_statistics(rng, order, dtype):
         case.check_backward(dx, case.backward(dx))
 
 
-@every_dtype(())
+@every_dtype()
 def test_in_two_phases(rng, order, dtype):
     for case in cases(rng, order, dtype):
         given, saved = (case.seen(case.x), case.mask), case.saved
