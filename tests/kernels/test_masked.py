@@ -16,8 +16,9 @@ from tolerance import ULPS, check, check_backward, check_forward, check_terms, r
 EPS = 1e-5
 
 # int32 are the bits of float32 that is computed in float64. A kernel takes 1 to 2 s to compile: `make test` has time
-# for float32, and for one order of memory of another arithmetic each.
+# for float32 alone.
 DTYPES = [np.float32, np.int32, np.float64, np.float16]
+
 # (N, C, S): a rest behind the vectors, several segments a tile and several tiles a segment; rows narrower than a
 # vector, and with a rest.
 SHAPES = {
