@@ -51,7 +51,8 @@ def went_back(data, call, expected, ctx):
     grads = called(Call(call.memory, arguments), fastbn.batch_norm_backward, allowed, [] if out is None else [out])
     if grads is not None:
         answered(grads.dx, out, like, in_order=False)
-        if ctx.x is not None or expected.x.dtype == np.float64:
+        own = call.arguments["moments"] is None  # through given ones of as many values, gradients flow as if they were
+        if own and (ctx.x is not None or expected.x.dtype == np.float64):
             expected.check_gradients(grads, before)
 
 
