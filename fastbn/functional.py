@@ -290,7 +290,13 @@ def batch_norm_backward(
         dbias = sum(dy)        dweight = sum(dy * xhat)
         dx    = weight * invstd * (dy - dbias / n - xhat * dweight / n)
 
-    or, through running statistics (a forward pass with ``training=False``), ``dx = weight * invstd * dy``.
+    or, through running statistics (a forward pass with ``training=False``), ``dx = weight * invstd * dy``. After an
+    activation, dy is first multiplied by its derivative, which is computed again and is the gradient of a residual;
+    where a derivative jumps it is 0. Positions that a mask leaves out are not read and get 0, ghost batches have sums
+    of their own, and of renormalization ``dweight = sum(dy * (xhat * r + d))``.
+
+    After ``out=x`` forward, xhat is ``(y - bias) / weight``, off by at most ``(u * |bias| + t) / |weight|``, where u is
+    half a unit in the last place of 1 in the dtype of x and t half its smallest number (docs/numerics.md).
 
     Parameters
     ----------
@@ -307,13 +313,14 @@ def batch_norm_backward(
     Returns
     -------
     Gradients
-        `dx`, `dweight`, `dbias`.
+        `dx`, `dweight`, `dbias`, `dresidual`; `dmean` and `dvar` where statistics were given.
 
     Raises
     ------
     TypeError, ValueError
-        For anything that does not fit, before anything is written; if x was overwritten by ``out=x``; if the forward
-        pass used `moments` of another count than this x and no `sums` are given.
+        For anything that does not fit, before anything is written; if x was overwritten by ``out=x`` and cannot be told
+        from y: after an activation but leaky_relu, after a residual, or with weights so near zero that xhat would be
+        off by more than 2^-8; if the forward pass used `moments` of another count than this x and no `sums` are given.
 
     Examples
     --------
