@@ -21,6 +21,7 @@ KNOBS = ("blocks", "per_sm", "threads", "smem_vectors", "row_threads")
 # In order of importance; `check.py` says what each is.
 ASPECTS = (
     "training", "backward", "frozen", "moments", "sums", "shared", "in place", "nan", "allocated",
+    "tail", "mask", "ghosts", "renorm", "from y",
 )  # fmt: skip
 # What is worth its time on a tensor of millions, whose oracle takes seconds.
 LARGE_ASPECTS = ("training", "backward", "frozen", "moments", "sums")

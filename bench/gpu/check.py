@@ -172,12 +172,12 @@ def backward(t: Trial) -> None:
 
 def run(given: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     """Check one case, an aspect at a time."""
-    from . import check_more
+    from . import check_beyond, check_more
 
     seed = given.pop("seed")
     given |= {"shape": tuple(given["shape"]), "knobs": tuple(map(tuple, given["knobs"]))}
     case = Check(**given)
-    functions = {"training": training, "backward": backward} | check_more.ASPECTS
+    functions = {"training": training, "backward": backward} | check_more.ASPECTS | check_beyond.ASPECTS
     try:
         trial = Trial(case, seed)
     except arrays.Unsupported as error:
