@@ -30,13 +30,18 @@ if numba.config.DISABLE_JIT:  # in plain Python a vector is an array
 EVERY_ORDER = pytest.mark.parametrize("order", SHAPES)
 
 
+COMPILED = ("channels first", np.float64), ("channels last", np.float16)
+
+
 def every_dtype():
-    """Every order of memory and dtype, quick for float32."""
+    """Every order of memory and dtype in plain Python; compiled, float32 and in the longer suite COMPILED."""
     found = []
     for order in SHAPES:
         for dtype in DTYPES:
-            marks = () if dtype == np.float32 else pytest.mark.slow
-            found.append(pytest.param(order, dtype, marks=marks, id=f"{order}-{dtype.__name__}"))
+            if dtype == np.float32 or numba.config.DISABLE_JIT:
+                found.append(pytest.param(order, dtype, id=f"{order}-{dtype.__name__}"))
+            elif (order, dtype) in COMPILED:
+                found.append(pytest.param(order, dtype, marks=pytest.mark.slow, id=f"{order}-{dtype.__name__}"))
     return pytest.mark.parametrize(("order", "dtype"), found)
 
 
