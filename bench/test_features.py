@@ -89,7 +89,7 @@ def test_standing():
 def test_floors():
     assert not targets.broken(HEADER | {"rows": [row(), row(cost=99.0, others=0.4)]})
     assert targets.broken(HEADER | {"rows": [row(cost=99.0)]}) == [
-        "mask beside plain batch norm of all positions, forward: 99.00, beyond the floor of 2.00"
+        "mask beside plain batch norm of all positions, forward: 99.00, beyond the floor of 3.00"
     ]
 
 
