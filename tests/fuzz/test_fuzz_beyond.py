@@ -3,6 +3,8 @@
 As plain Python in `make interpreted`, since each activation has a kernel of its own; compiled in `make fuzz`.
 """
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -17,7 +19,13 @@ from fuzz.check import INTERPRETED, answered, called, examples
 from fuzz.check import values as held
 from fuzz.expected import Expected
 
-pytestmark = [pytest.mark.bounds, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.bounds,
+    pytest.mark.skipif(
+        not INTERPRETED and os.environ.get("HYPOTHESIS_PROFILE") != "nightly",
+        reason="in plain Python, and in make fuzz",
+    ),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
