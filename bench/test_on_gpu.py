@@ -94,9 +94,10 @@ def test_everything_in_the_simulator(tmp_path):
     whats = {row["what"] for row in checks if row.get("ok")}
     assert whats == {
         "training", "backward", "frozen", "moments", "sums", "shared", "in place", "nan", "allocated",
+        "tail", "mask", "ghosts", "renorm", "from y",
     }  # fmt: skip
-    for dtype in ("float32", "exact", "float64", "float16", "bfloat16"):
-        assert sum(dtype in row["id"] and row.get("ok", False) for row in checks) >= 2 * len(whats)
+    for dtype in ("float32", "exact", "float64", "float16", "bfloat16"):  # 16 bits are too few to go back from y
+        assert sum(dtype in row["id"] and row.get("ok", False) for row in checks) >= 2 * (len(whats) - 1)
 
     assert {row["operation"] for row in sections["timing"]} == {"forward", "inference", "backward"}
     for row in sections["timing"]:
