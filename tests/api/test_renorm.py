@@ -5,7 +5,8 @@ import pytest
 
 import fastbn
 import reference
-from beyond import F4, SHAPES, close, data
+from beyond import F4, INTERPRETED, SHAPES, close, data
+from plans import force
 from reference import WIDE, column
 
 
@@ -41,6 +42,26 @@ def test_renorm(shape):
         moments=fastbn.batch_moments(x), update_stats=False,
     )  # fmt: skip
     close(again, y, F4)
+
+
+@pytest.mark.bounds
+@pytest.mark.skipif(not INTERPRETED, reason="in plain Python alone")
+@pytest.mark.parametrize(
+    ("shape", "family"), [((3, 2, 130), "tiles"), ((3, 2, 130), "channels_first"), ((40, 6), None)]
+)
+def test_renorm_with_a_mask_is_that_of_what_counts(monkeypatch, shape, family):
+    rng = np.random.default_rng(9)
+    x, _, _, weight, bias = data(rng, shape)
+    mask = rng.random((shape[0], *shape[2:])) < 0.6
+    given = {
+        "running_mean": rng.normal(3, 1, shape[1]).astype(F4), "running_var": rng.uniform(1, 9, shape[1]).astype(F4),
+        "update_stats": False, "renorm": fastbn.Renorm(1.3, 0.4),
+    }  # fmt: skip
+    expected, _ = fastbn.batch_norm(np.moveaxis(x, 1, -1)[mask], weight, bias, **given)
+    if family:
+        force(monkeypatch, family=family)
+    y, _ = fastbn.batch_norm(x, weight, bias, mask=mask, **given)
+    close(np.moveaxis(y, 1, -1)[mask], expected, F4)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (64, 40, 7, 7)], ids=str)

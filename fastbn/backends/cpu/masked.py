@@ -34,11 +34,6 @@ KERNELS = (
 )  # fmt: skip
 
 
-def count(mask: Array) -> int:
-    """Return how many positions count."""
-    return int(np.count_nonzero(mask))
-
-
 class Masked:
     """One tensor and its mask, as kernels take both.
 
@@ -127,8 +122,10 @@ def forward(x: Array, mask: Array, saved: Array, eps: float, y: Array, tail: Any
         own.launch("forward", own.x, *own.chosen, saved, *options, own.data(y), own.tail(tail))
     else:
         own.moments(saved)
-        with np.errstate(invalid="ignore"):
-            saved[VAR] = saved[M2] / float(own.count)
+        if not own.in_rows:  # of rows, moments come with the variance, and renormalized
+            with np.errstate(invalid="ignore"):
+                saved[VAR] = saved[M2] / float(own.count)
+            launch.renormalize(saved, 0, saved.shape[1])
         own.normalize(saved, eps, y, tail)
 
 
