@@ -78,24 +78,28 @@ def ghosts(
 
 def renorm(value: object, running: tuple[Array, Array] | None, training: bool) -> Renorm | None:
     """Check batch renormalization, which needs statistics to correct towards; without training there is none."""
-    if value is None:
+    limits = _renorm(value)
+    if limits is None:
         return None
-    if not isinstance(value, Renorm):
-        raise TypeError(f"renorm: expected None or fastbn.Renorm, got {scalars.described(value)}")
     if running is None:
         raise ValueError(
             "running_mean, running_var: expected two arrays with renorm=, which corrects towards them, got None"
         )
-    return value if training else None
+    return limits if training else None
+
+
+def _renorm(value: object) -> Renorm | None:
+    if value is not None and not isinstance(value, Renorm):
+        raise TypeError(f"renorm: expected None or fastbn.Renorm, got {scalars.described(value)}")
+    return value
 
 
 def tracked(value: object, track_running_stats: bool) -> Renorm | None:
     """Check batch renormalization of a layer."""
-    if value is not None and not isinstance(value, Renorm):
-        raise TypeError(f"renorm: expected None or fastbn.Renorm, got {scalars.described(value)}")
-    if value is not None and not track_running_stats:
+    limits = _renorm(value)
+    if limits is not None and not track_running_stats:
         raise ValueError(f"renorm: expected None with track_running_stats=False, got {value}; it corrects towards them")
-    return value
+    return limits
 
 
 def recoverable(ctx: Context, dtype: np.dtype[Any]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from fastbn import layout
 from fastbn.activations import Activation
+from fastbn.backends.cuda import launch
 from fastbn.backends.cuda.arrays import library
 from fastbn.backends.cuda.context import DeviceContext, DeviceGhostContext
 from fastbn.backends.cuda.device_call import DeviceCall
@@ -127,8 +128,6 @@ def _put(source: Any, target: Any) -> None:
     if not on_gpu(target):
         target[...] = source
         return
-    from fastbn.backends.cuda import launch
-
     own = library(target)
     launch.copy(own.shadow("dresidual", source), own.shadow("dresidual", target), own.stream(target))
 
