@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastbn import layout
+from fastbn import ghosts, layout
 from fastbn.activations import Activation
 from fastbn.backends.cuda import launch
 from fastbn.backends.cuda.arrays import library
@@ -67,28 +67,13 @@ def new_like(given: Any, seen: Array) -> tuple[Any, Array]:
 
 def ghosts_forward(call: ForwardCall, compute: Forward) -> tuple[Any, Context]:
     """Return y and the context; `compute` takes each ghost batch."""
-    size = call.ghost_batch_size
-    assert size is not None
-    at = batch_axis(call.axis)
     y, target = new_like(call.given.x, call.x) if call.out is None else (call.given.out, call.out)
-    parts = []
-    for start in range(0, call.x.shape[at], size):
-        cut = *[slice(None)] * at, slice(start, start + size)
-        given = call.given._replace(x=call.given.x[cut], out=y[cut])
-        residual = mask = None
-        if call.residual is not None:
-            residual, given = call.residual[cut], given._replace(residual=call.given.residual[cut])
-        if call.mask is not None:
-            mask = call.mask[cut]
-        sub = dataclasses.replace(
-            call, x=call.x[cut], out=target[cut], residual=residual, mask=mask, ghost_batch_size=None, given=given
-        )
-        parts.append(compute(sub)[1])
+    parts = [compute(part)[1] for part in ghosts.forward_parts(call, y, target)]
     none = np.empty((0, 0, call.channels))  # what is saved is with the parts
     ctx = DeviceGhostContext(
         call.given.x, call.axis, call.count, none, *call.dtypes, False, None, call.precision, call.beyond
     )
-    ctx.each, ctx.batch_axis, ctx.counts = tuple(parts), at, tuple(part.count for part in parts)
+    ctx.each, ctx.batch_axis, ctx.counts = tuple(parts), batch_axis(call.axis), tuple(part.count for part in parts)
     if call.over_x:
         ctx.forget_x(y)
     return y, ctx
@@ -104,12 +89,8 @@ def ghosts_backward(call: BackwardCall, compute: Callable[[BackwardCall], Gradie
         dresidual = new_like(ctx.like, call.x)[0]
     totals: list[Any] = [None, None]
     like: list[Any] = [None, None]
-    for g, part in enumerate(ctx.each):
-        cut = ctx.cut(g)
-        arrays = call.x[cut], call.dy[cut]
-        residual = None if call.residual is None else call.residual[cut]
-        sub = BackwardCall(part, *arrays, None, target[cut], call.given_dy[cut], dx[cut], residual)
-        grads = compute(sub)
+    for cut, part in ghosts.backward_parts(call, dx, target):
+        grads = compute(part)
         if dresidual is not None:
             _put(grads.dresidual, dresidual[cut])
         for i, found in enumerate((grads.dweight, grads.dbias)):
